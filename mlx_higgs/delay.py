@@ -1,0 +1,168 @@
+"""The delay pattern: codebook k is shifted k frames to the right.
+
+Aligned codes ``[T, K]`` (what the codec reads) and delayed rows ``[L, K]`` (what the talker
+reads and writes), here with K = 3 and T = 4 (``.`` BOS, ``#`` EOS)::
+
+    codes            rows, edge_frames=0      rows, edge_frames=1
+    0 0 0            0 . .                    . . .
+    1 1 1            1 0 .                    0 . .
+    2 2 2            2 1 0                    1 0 .
+    3 3 3            3 2 1                    2 1 0
+                     # 3 2                    3 2 1
+                     # # 3                    # 3 2
+                                              # # 3
+                                              # # #
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from .types import InputError
+
+Machine = Literal["boson", "transformers"]
+
+
+class DelayState(NamedTuple):
+    """Where a stream stands. Scalars on the device, so that a step never waits for the host."""
+
+    step: mx.array  # rows sampled so far
+    ramp: mx.array  # the machine's ramp-out counter; -1 before the first EOS
+    done: mx.array  # True once the row just returned was the last
+
+
+@dataclass(frozen=True)
+class DelayPattern:
+    """How one model generation lays codes out in time.
+
+    Args:
+        num_codebooks: K.
+        bos_id, eos_id: stream markers, both outside the codec's own code range.
+        edge_frames: all-BOS rows before and all-EOS rows after the codes (v2: 1, v3: 0).
+        machine: whose ramp-out rules ``advance`` follows. ``boson``: the lowest codebook that
+            says EOS silences those below it at once and those above it one by one
+            (HiggsAudioModel._sample_audio_tokens). ``transformers``: any EOS starts a full
+            ramp from codebook 0 (HiggsAudioV2DelayPatternLogitsProcessor).
+    """
+
+    num_codebooks: int = 8
+    bos_id: int = 1024
+    eos_id: int = 1025
+    edge_frames: int = 0
+    machine: Machine = "boson"
+
+    @property
+    def codebook_size(self) -> int:
+        """Ids below this are codes."""
+        return min(self.bos_id, self.eos_id)
+
+    def apply(self, codes: mx.array) -> mx.array:
+        """Aligned codes ``[T, K]`` -> delayed rows ``[T + 2 * edge_frames + K - 1, K]``."""
+        if codes.ndim != 2 or codes.shape[1] != self.num_codebooks or codes.shape[0] < 1:
+            raise InputError(f"Expected codes [T, {self.num_codebooks}], got {codes.shape}.")
+        T, K = codes.shape
+        shift = mx.arange(K) + self.edge_frames
+        source = mx.arange(T + 2 * self.edge_frames + K - 1)[:, None] - shift
+        rows = mx.take_along_axis(codes.astype(mx.int32), mx.clip(source, 0, T - 1), axis=0)
+        rows = mx.where(source < 0, self.bos_id, rows)
+        return mx.where(source >= T, self.eos_id, rows)
+
+    def revert(self, rows: mx.array) -> mx.array:
+        """Delayed rows ``[L, K]`` -> aligned columns ``[L - K + 1 - 2 * edge_frames, K]``."""
+        e, K = self.edge_frames, self.num_codebooks
+        T = rows.shape[0] - (K - 1) - 2 * e
+        if T < 1:
+            return rows[:0]
+        source = mx.arange(T)[:, None] + mx.arange(K) + e
+        return mx.take_along_axis(rows, source, axis=0)
+
+    def start(self) -> DelayState:
+        return DelayState(mx.array(0), mx.array(-1), mx.array(False))
+
+    def advance(self, row: mx.array, state: DelayState) -> tuple[mx.array, DelayState]:
+        """One freshly sampled row ``[K]`` -> the row that enters the stream, and what follows.
+
+        Codebook k stays BOS for k rows more (ramp-in); after an EOS the codebooks fall silent
+        one by one (ramp-out).
+        """
+        book = mx.arange(self.num_codebooks)
+        row = mx.where(book > state.step, self.bos_id, row)
+        ramp_out = _BOSON if self.machine == "boson" else _TRANSFORMERS
+        row, ramp, done = ramp_out(self, book, row, state.ramp)
+        return row.astype(mx.int32), DelayState(state.step + 1, ramp, done)
+
+
+def _boson_ramp_out(pattern, book, row, ramp):
+    """``ramp`` counts the rows still to come."""
+    K, eos = pattern.num_codebooks, pattern.eos_id
+    ramping = ramp >= 0
+    lowest = mx.min(mx.where(row == eos, book, K))
+    row = mx.where(mx.where(ramping, book < K - ramp, (book < lowest) & (lowest < K)), eos, row)
+    fresh = mx.where(lowest < K, K - 1 - lowest, -1)
+    ramp = mx.where(ramping, ramp - 1, fresh)
+    return row, ramp, ramp == 0
+
+
+def _transformers_ramp_out(pattern, book, row, ramp):
+    """``ramp`` counts the codebooks already silenced; it starts one row after the first EOS."""
+    eos = pattern.eos_id
+    ramp = mx.where(ramp >= 0, ramp + 1, ramp)
+    row = mx.where(book < ramp, eos, row)
+    hit = row == eos
+    ramp = mx.where((ramp < 0) & mx.any(hit), 0, ramp)
+    return row, ramp, mx.all(hit)
+
+
+_BOSON, _TRANSFORMERS = _boson_ramp_out, _transformers_ramp_out
+
+
+class RowReverter:
+    """The incremental twin of ``revert`` for a stream being made: rows in, sound columns out.
+
+    Takes the rows as the model made them: ``edge_frames`` all-BOS rows first, then the ramp.
+    A column that still holds a special id is cut when it trails (that is the EOS ramp, never
+    clipped to a code that would sound) and concealed by the code before it when good columns
+    follow, so it is held back until one does. A stream cut short loses no good column.
+    """
+
+    def __init__(self, pattern: DelayPattern):
+        self._pattern = pattern
+        self._rows: list[np.ndarray] = []  # the last K - 1 rows
+        self._skip = pattern.edge_frames
+        self._held: list[np.ndarray] = []  # columns with a special id, waiting for a good one
+        self._last = np.zeros(pattern.num_codebooks, dtype=np.int32)
+
+    def push(self, row: np.ndarray) -> np.ndarray:
+        """One delayed row ``[K]`` -> the columns ``[t, K]`` that became final (t is often 1)."""
+        K = self._pattern.num_codebooks
+        if self._skip:
+            self._skip -= 1
+            return np.zeros((0, K), dtype=np.int32)
+        self._rows.append(np.asarray(row, dtype=np.int32))
+        if len(self._rows) < K:
+            return np.zeros((0, K), dtype=np.int32)
+        column = np.array([self._rows[k][k] for k in range(K)], dtype=np.int32)
+        self._rows.pop(0)
+        return self._release(column)
+
+    def _release(self, column: np.ndarray) -> np.ndarray:
+        self._held.append(column)
+        if np.any(column >= self._pattern.codebook_size):
+            return np.zeros((0, len(column)), dtype=np.int32)
+        ready = []
+        for held in self._held:
+            self._last = np.where(held >= self._pattern.codebook_size, self._last, held)
+            ready.append(self._last)
+        self._held = []
+        return np.stack(ready)
+
+
+def codes_from_rows(rows: np.ndarray, pattern: DelayPattern) -> np.ndarray:
+    """All rows of a finished or cut stream ``[L, K]`` -> the codes ``[T, K]`` to decode."""
+    reverter = RowReverter(pattern)
+    columns = [reverter.push(row) for row in rows]
+    return np.concatenate([np.zeros((0, pattern.num_codebooks), np.int32), *columns])

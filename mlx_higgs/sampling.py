@@ -1,0 +1,148 @@
+"""Logits -> codes: temperature, top-k, top-p, then repetition-aware sampling (RAS).
+
+Everything runs in float32 on the device. One random key per frame makes a result depend on
+the seed and the frame alone, not on the batch or on how the loop is driven.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .delay import Machine
+from .types import InputError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How rows are drawn. The only home of these defaults.
+
+    Args:
+        temperature: 0 takes the most likely code.
+        top_p, top_k: 1 and 0 switch them off.
+        ras_window: rows looked back on; 0 switches repetition-aware sampling off.
+        ras_max_repeats: a code this often in the window is drawn again from the raw softmax.
+        max_frames: rows at most, the all-BOS row included (25 make a second).
+        seed: None draws one; a result always says which.
+        machine: whose end-of-speech and RAS rules apply (see DelayPattern).
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 50
+    ras_window: int = 7
+    ras_max_repeats: int = 2
+    max_frames: int = 2048
+    seed: int | None = None
+    machine: Machine = "boson"
+
+    def __post_init__(self):
+        checks = [
+            (0 <= self.temperature <= 100, "temperature", "between 0 and 100"),
+            (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
+            (self.top_k >= 0, "top_k", "0 (off) or more"),
+            (self.ras_window >= 0, "ras_window", "0 (off) or more"),
+            (self.ras_max_repeats >= 1, "ras_max_repeats", "at least 1"),
+            (self.max_frames >= 1, "max_frames", "at least 1"),
+            (self.seed is None or 0 <= self.seed < 2**64, "seed", "between 0 and 2**64 - 1"),
+            (self.machine in ("boson", "transformers"), "machine", "boson or transformers"),
+        ]
+        for ok, name, wanted in checks:
+            if not ok:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be {wanted}.")
+
+
+class FrameKeys(NamedTuple):
+    """The random keys of one frame."""
+
+    draw: mx.array
+    redraw: mx.array
+
+
+def seed_key(seed: int) -> mx.array:
+    """The key all frames of one generation derive from; hashed, so that near seeds differ."""
+    return mx.random.split(mx.random.key(seed))[0]
+
+
+def frame_keys(base: mx.array, frame: int) -> FrameKeys:
+    """The keys of frame ``frame``: they depend on the seed and the frame alone."""
+    draw, redraw = mx.random.split(base ^ mx.array([0, frame], dtype=mx.uint32))
+    return FrameKeys(draw, redraw)
+
+
+def nucleus(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array]:
+    """Temperature, top-k and top-p over the last axis, with one sort.
+
+    As transformers' warpers do it: top-k keeps ties with the k-th value, top-p keeps the
+    smallest set that reaches ``top_p`` and always one.
+
+    Returns:
+        Logits, likeliest first and -inf where dropped, and the id at each of their places.
+    """
+    order = mx.argsort(-logits, axis=-1)
+    ordered = mx.take_along_axis(logits, order, axis=-1) / params.temperature
+    if 0 < params.top_k < logits.shape[-1]:
+        ordered = mx.where(ordered < ordered[..., params.top_k - 1, None], -math.inf, ordered)
+    if params.top_p < 1:
+        probs = mx.softmax(ordered, axis=-1)
+        before = mx.cumsum(probs, axis=-1) - probs
+        ordered = mx.where(before < params.top_p, ordered, -math.inf)
+    return ordered, order
+
+
+def _draw(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
+    if params.temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    if params.top_p >= 1 and not 0 < params.top_k < logits.shape[-1]:
+        return mx.random.categorical(logits / params.temperature, key=key)
+    ordered, order = nucleus(logits, params)
+    place = mx.random.categorical(ordered, key=key)
+    return mx.take_along_axis(order, place[..., None], axis=-1)[..., 0]
+
+
+def sample_codes(
+    logits: mx.array, params: SamplingParams, keys: FrameKeys, window: mx.array | None = None
+) -> mx.array:
+    """One row of ids ``[K]`` from logits ``[K, V]``; ``window`` ``[W, K]`` switches RAS on.
+
+    RAS (HiggsAudioModel._sample_audio_tokens): an id already seen ``ras_max_repeats`` times in
+    the window is replaced by one draw from the raw softmax: temperature 1, all ids allowed.
+    """
+    logits = logits.astype(mx.float32)
+    row = _draw(logits, params, keys.draw).astype(mx.int32)
+    if window is None:
+        return row
+    repeats = mx.sum(window == row, axis=0)
+    fresh = mx.random.categorical(logits, key=keys.redraw).astype(mx.int32)
+    return mx.where(repeats >= params.ras_max_repeats, fresh, row)
+
+
+def start_window(rows: mx.array, params: SamplingParams, codebook_size: int) -> mx.array | None:
+    """The RAS window ``[ras_window, K]`` over rows heard before; -1 where there were none.
+
+    transformers' window does not count BOS and EOS; Boson's does.
+    """
+    if not params.ras_window:
+        return None
+    K = rows.shape[1]
+    empty = mx.full((params.ras_window, K), -1, dtype=mx.int32)
+    window = mx.concatenate([empty, rows.astype(mx.int32)])[-params.ras_window :]
+    return _countable(window, params, codebook_size)
+
+
+def slide_window(
+    window: mx.array | None, row: mx.array, params: SamplingParams, codebook_size: int
+) -> mx.array | None:
+    """The window one row later."""
+    if window is None:
+        return None
+    return mx.concatenate([window[1:], _countable(row[None], params, codebook_size)])
+
+
+def _countable(rows: mx.array, params: SamplingParams, codebook_size: int) -> mx.array:
+    if params.machine == "transformers":
+        return mx.where(rows >= codebook_size, -1, rows)
+    return rows

@@ -1,0 +1,112 @@
+"""The nouns every part shares: prompts, voices, results and errors. Imports nothing heavy.
+
+Letters used for shapes everywhere: B batch, S prompt positions, T frames, L delayed rows,
+K codebooks, V codebook_vocab (codes + BOS + EOS), D width, N samples. Codes are ``[T, K]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+
+SAMPLE_RATE = 24_000  # Hz
+HOP = 960  # samples in one frame
+FRAME_RATE = SAMPLE_RATE / HOP  # 25.0 frames per second
+
+StopReason = Literal["eos", "length", "silence", "repetition"]
+
+
+class HiggsError(Exception):
+    """Something the caller can act on. The message says the value and the way out."""
+
+    exit_code = 1
+
+
+class InputError(HiggsError, ValueError):
+    """An argument, text or reference clip that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A checkpoint, config or weight file that cannot be used."""
+
+
+class GenerationError(HiggsError, RuntimeError):
+    """The model made nothing worth keeping (no frames, silence, NaN)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of token ids."""
+
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A clip inside a prompt: aligned ``codes`` ``[T, K]``.
+
+    ``spoken`` is True for clips in an assistant turn. Only those count for repetition-aware
+    sampling (the reference's ``audio_out_ids``); clips in the system turn do not.
+    """
+
+    codes: mx.array
+    spoken: bool = True
+
+
+Prompt = list[Text | Audio]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A reference clip encoded once: aligned codes ``[T, K]`` and what it says."""
+
+    codes: mx.array
+    transcript: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """Samples that are final: mono float32 ``[N]`` at ``sampling_rate``."""
+
+    pcm: np.ndarray
+    sampling_rate: int = SAMPLE_RATE
+    frames: int = 0  # delayed rows generated so far
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One finished generation.
+
+    Attributes:
+        pcm: mono float32 ``[N]``, unclipped.
+        num_frames_raw: delayed rows, the all-BOS row included.
+        num_frames_aligned: frames the codec decoded.
+        stop_reason: why it ended (``eos`` is the good one).
+        seconds: wall time spent.
+    """
+
+    pcm: np.ndarray
+    sampling_rate: int
+    num_frames_raw: int
+    num_frames_aligned: int
+    stop_reason: StopReason
+    seed: int
+    seconds: float
+    codes: np.ndarray | None = field(default=None, repr=False)  # [T, K]
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return len(self.pcm) / self.sampling_rate
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds spent per second of audio: below 1 is faster than real time."""
+        return self.seconds / self.duration if len(self.pcm) else float("inf")
