@@ -1,0 +1,61 @@
+"""What every talker offers, whatever its generation. The loop and the tools rely on this alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..delay import DelayPattern
+from ..types import Prompt
+from .layers import KVCache
+
+
+class SpeechModel(Protocol):
+    """A talker: prompt in, one row of ``audio_logits`` per step out."""
+
+    WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
+
+    args: Any
+    layers: list[nn.Module]
+
+    @property
+    def delay(self) -> DelayPattern: ...
+
+    def make_cache(self) -> list[KVCache]: ...
+
+    def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
+        """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``."""
+        ...
+
+    def embed_ids(self, ids: np.ndarray) -> mx.array:
+        """Token ids ``[S]`` -> ``[S, D]``."""
+        ...
+
+    def embed_rows(self, rows: mx.array) -> mx.array:
+        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
+        ...
+
+    def hidden(
+        self, x: mx.array, cache: list[KVCache], is_audio: np.ndarray | None = None
+    ) -> mx.array:
+        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio."""
+        ...
+
+    def audio_logits(self, h: mx.array) -> mx.array:
+        """``[..., D]`` -> float32 ``[..., K, V]``."""
+        ...
+
+    def text_logits(self, h: mx.array) -> mx.array:
+        """``[..., D]`` -> float32 ``[..., vocab_size]``, where the text head was loaded."""
+        ...
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """Whether a module may be quantised. The one home of that choice."""
+        ...
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Tensors by any known layout's names -> by this module's names."""
+        ...

@@ -1,0 +1,202 @@
+"""Layers the talkers share: rotary positions, attention with a cache, routing by modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..types import CheckpointError, InputError
+
+Layer = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class RopeArgs:
+    """Rotary position parameters as a config spells them."""
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    @classmethod
+    def from_config(cls, config: dict) -> RopeArgs:
+        """Parameters from ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
+
+        Raises:
+            CheckpointError: no theta, two that differ, an unknown type, a missing factor.
+        """
+        nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        thetas = {c["rope_theta"] for c in (nested, config) if c.get("rope_theta") is not None}
+        if len(thetas) != 1:
+            found = "none" if not thetas else " and ".join(map(str, sorted(thetas)))
+            raise CheckpointError(f"The config must name one rope_theta; it names {found}.")
+        kind = nested.get("rope_type", nested.get("type", "default"))
+        if kind == "default":
+            return cls(theta=float(thetas.pop()))
+        if kind != "llama3":
+            raise CheckpointError(f"Rotary positions of type {kind!r} are not supported.")
+        names = (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
+        missing = [name for name in names if nested.get(name) is None]
+        if missing:
+            raise CheckpointError(f"The config's llama3 rope parameters lack {missing}.")
+        return cls(float(thetas.pop()), "llama3", **{name: nested[name] for name in names})
+
+    def periods(self, dims: int) -> mx.array:
+        """Radians per position, inverted: float32 ``[dims / 2]``.
+
+        ``llama3`` slows down the wavelengths the pretraining context was too short for
+        (transformers' ``_compute_llama3_parameters``).
+        """
+        periods = self.theta ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
+        if self.kind == "llama3":
+            context = self.original_max_position_embeddings
+            turns = context / (2 * math.pi * periods)
+            span = self.high_freq_factor - self.low_freq_factor
+            blend = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
+            periods = periods / ((1 - blend) / self.factor + blend)
+        return mx.array(periods.astype(np.float32))
+
+
+class KVCache:
+    """Keys and values of one layer, ``[B, kv_heads, capacity, head_dim]``, grown in place."""
+
+    STEP = 256  # positions; one allocation for about ten seconds of speech
+
+    def __init__(self):
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0  # positions filled
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append ``[B, kv_heads, S, head_dim]``; return everything filled so far."""
+        start, self.offset = self.offset, self.offset + keys.shape[2]
+        self.keys = self._fill(self.keys, keys, start)
+        self.values = self._fill(self.values, values, start)
+        return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
+
+    def _fill(self, store: mx.array | None, new: mx.array, start: int) -> mx.array:
+        capacity = 0 if store is None else store.shape[2]
+        if self.offset > capacity:
+            B, heads, _, dims = new.shape
+            grown = math.ceil(self.offset / self.STEP) * self.STEP
+            room = mx.zeros((B, heads, grown - capacity, dims), new.dtype)
+            store = room if store is None else mx.concatenate([store, room], axis=2)
+        assert store is not None
+        store[..., start : self.offset, :] = new
+        return store
+
+
+@dataclass(frozen=True)
+class AttentionArgs:
+    """Grouped-query attention: widths and positions."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: RopeArgs
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions, no biases."""
+
+    def __init__(self, args: AttentionArgs):
+        super().__init__()
+        D, d = args.hidden_size, args.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = args.num_heads, args.num_kv_heads, d
+        self.q_proj = nn.Linear(D, args.num_heads * d, bias=False)
+        self.k_proj = nn.Linear(D, args.num_kv_heads * d, bias=False)
+        self.v_proj = nn.Linear(D, args.num_kv_heads * d, bias=False)
+        self.o_proj = nn.Linear(args.num_heads * d, D, bias=False)
+        self._periods = args.rope.periods(d)
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        B, S, _ = x.shape
+        q = self._rotate(self._heads(self.q_proj(x), self.num_heads), cache.offset)
+        k = self._rotate(self._heads(self.k_proj(x), self.num_kv_heads), cache.offset)
+        v = self._heads(self.v_proj(x), self.num_kv_heads)
+        k, v = cache.update(k, v)
+        out = mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=self.head_dim**-0.5, mask="causal" if S > 1 else None
+        )
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, S, -1))
+
+    def _heads(self, x: mx.array, count: int) -> mx.array:
+        return x.reshape(*x.shape[:2], count, self.head_dim).transpose(0, 2, 1, 3)
+
+    def _rotate(self, x: mx.array, offset: int) -> mx.array:
+        return mx.fast.rope(
+            x,
+            self.head_dim,
+            traditional=False,
+            base=None,
+            scale=1.0,
+            offset=offset,
+            freqs=self._periods,
+        )
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network: ``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Route:
+    """Sends every position of ``[B, S, D]`` through the text or the audio function, each once.
+
+    Args:
+        is_audio: host-side bool ``[B, S]``, or None when all positions are audio. Deciding on
+            the host is what keeps the other path's weights out of the graph.
+    """
+
+    def __init__(self, is_audio: np.ndarray | None):
+        flat = np.ones(1, dtype=bool) if is_audio is None else is_audio.reshape(-1)
+        self._all = "audio" if flat.all() else "text" if not flat.any() else None
+        if self._all is None:
+            self._text, self._audio = (mx.array(np.flatnonzero(m)) for m in (~flat, flat))
+            order = np.concatenate([np.flatnonzero(~flat), np.flatnonzero(flat)])
+            self._back = mx.array(np.argsort(order))
+
+    def __call__(self, x: mx.array, text: Layer, audio: Layer) -> mx.array:
+        if self._all is not None:
+            return audio(x) if self._all == "audio" else text(x)
+        flat = x.reshape(-1, x.shape[-1])
+        parts = mx.concatenate([text(flat[self._text]), audio(flat[self._audio])])
+        return parts[self._back].reshape(*x.shape[:-1], -1)
+
+
+def embed_rows(table: nn.Module, rows: mx.array, codebook_vocab: int) -> mx.array:
+    """Delayed rows ``[..., K]`` -> ``[..., D]``: the sum of one lookup per codebook.
+
+    ``table`` holds all codebooks in one matrix ``[K * V, D]``, codebook-major.
+    """
+    return table(rows + mx.arange(rows.shape[-1]) * codebook_vocab).sum(axis=-2)
+
+
+def check_ids(values: np.ndarray, limit: int, what: str) -> np.ndarray:
+    """MLX does not check bounds: an id outside the table would read other memory."""
+    if values.size and (values.min() < 0 or values.max() >= limit):
+        bad = values[(values < 0) | (values >= limit)].flat[0]
+        raise InputError(f"{what} {bad} is outside 0..{limit - 1}.")
+    return values

@@ -1,0 +1,297 @@
+"""Higgs Audio v2: Llama-3.2-3B whose layers carry a second norm and FFN for audio positions.
+
+Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForConditionalGeneration``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..delay import DelayPattern
+from ..types import Audio, CheckpointError, InputError, Prompt, Text
+from .layers import (
+    MLP,
+    Attention,
+    AttentionArgs,
+    KVCache,
+    RopeArgs,
+    Route,
+    check_ids,
+    embed_rows,
+)
+
+MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
+
+# Boson's config: field -> (the reference's default, what this module builds, how it is called)
+BOSON_FIXED = {
+    "audio_decoder_proj_num_layers": (0, 0, "decoder projection layers"),
+    "audio_embed_avg": (False, False, "averaged codebook embeddings"),
+    "encode_audio_in_tokens": (False, True, "prompts without audio codes"),
+    "encode_whisper_embed": (True, False, "Whisper features"),
+    "skip_audio_tower": (False, True, "an audio tower"),
+    "use_audio_out_embed_projector": (False, False, "an embedding projector"),
+    "use_audio_out_self_attention": (False, False, "audio self-attention"),
+    "use_delay_pattern": (False, True, "streams without a delay pattern"),
+}
+LLAMA_FIXED = {
+    "attention_bias": (False, False, "attention biases"),
+    "hidden_act": ("silu", "silu", "another activation"),
+    "mlp_bias": (False, False, "FFN biases"),
+}
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The talker's shape, from either config layout.
+
+    ``codebook_vocab`` counts the codes with BOS and EOS; both layouts call theirs
+    ``codebook_size``, but Boson's leaves those two out.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    vocab_size: int
+    rope: RopeArgs
+    num_codebooks: int
+    codebook_vocab: int
+    audio_stream_bos_id: int
+    audio_stream_eos_id: int
+    placeholder_ids: tuple[int, ...]  # ids that stand for a row of codes in expanded prompts
+    text_head: bool = False
+
+    @classmethod
+    def from_dict(cls, config: dict, text_head: bool = False) -> ModelArgs:
+        """Read ``config.json``.
+
+        Raises:
+            CheckpointError: another model, an unsupported variant, a field that is missing.
+        """
+        if config.get("model_type") not in MODEL_TYPES:
+            raise CheckpointError(
+                f"The config is of model_type {config.get('model_type')!r}; "
+                f"Higgs v2 is one of {', '.join(MODEL_TYPES)}."
+            )
+        nested = "text_config" in config
+        try:
+            text = config["text_config"] if nested else config
+            _check_fixed(text, LLAMA_FIXED)
+            audio = _boson_audio(config) if nested else _transformers_audio(config)
+            return cls(**_llama(text), **audio, text_head=text_head)
+        except KeyError as error:
+            raise CheckpointError(f"The config lacks {error.args[0]!r}.") from error
+
+    def __post_init__(self):
+        specials = {self.audio_stream_bos_id, self.audio_stream_eos_id}
+        if specials != {self.codebook_vocab - 2, self.codebook_vocab - 1}:
+            raise CheckpointError(
+                f"BOS and EOS ids {sorted(specials)} must be the last two of a codebook vocabulary "
+                f"of {self.codebook_vocab}."
+            )
+
+
+def _llama(text: dict) -> dict:
+    heads = text["num_attention_heads"]
+    return {
+        "hidden_size": text["hidden_size"],
+        "intermediate_size": text["intermediate_size"],
+        "num_hidden_layers": text["num_hidden_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": text.get("num_key_value_heads") or heads,
+        "head_dim": text.get("head_dim") or text["hidden_size"] // heads,
+        "rms_norm_eps": text["rms_norm_eps"],
+        "vocab_size": text["vocab_size"],
+        "rope": RopeArgs.from_config(text),
+    }
+
+
+def _boson_audio(config: dict) -> dict:
+    _check_fixed(config, BOSON_FIXED)
+    adapter = config.get("audio_adapter_type", "stack")
+    layers = range(config["text_config"]["num_hidden_layers"])
+    dual = set(config.get("audio_dual_ffn_layers") or [])
+    if adapter not in ("dual_ffn", "dual_ffn_fast_forward") or dual != set(layers):
+        raise CheckpointError(
+            f"This checkpoint has adapter {adapter!r} with dual FFNs in {len(dual)} of "
+            f"{len(layers)} layers; only dual FFNs in every layer are supported."
+        )
+    return {
+        "num_codebooks": config["audio_num_codebooks"],
+        "codebook_vocab": config["audio_codebook_size"] + 2,
+        "audio_stream_bos_id": config["audio_stream_bos_id"],
+        "audio_stream_eos_id": config["audio_stream_eos_id"],
+        # transformers marks the last rows of a clip by the id after <|audio_out_bos|>
+        "placeholder_ids": (config["audio_out_token_idx"], config["audio_out_bos_token_id"] + 1),
+    }
+
+
+def _transformers_audio(config: dict) -> dict:
+    return {
+        "num_codebooks": config["num_codebooks"],
+        "codebook_vocab": config["codebook_size"],
+        "audio_stream_bos_id": config["audio_stream_bos_id"],
+        "audio_stream_eos_id": config["audio_stream_eos_id"],
+        "placeholder_ids": (config["audio_token_id"], config["audio_delay_token_id"]),
+    }
+
+
+def _check_fixed(config: dict, table: dict) -> None:
+    for field, (default, wanted, name) in table.items():
+        if (config.get(field, default) or False) != wanted:  # None and 0 mean off
+            raise CheckpointError(f"This checkpoint has {name} ({field}), which is not supported.")
+
+
+class DualFFNDecoderLayer(nn.Module):
+    """One attention for all positions; norms and FFN of their own for text and for audio."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        D, eps = args.hidden_size, args.rms_norm_eps
+        self.self_attn = Attention(
+            AttentionArgs(
+                D, args.num_attention_heads, args.num_key_value_heads, args.head_dim, args.rope
+            )
+        )
+        self.mlp = MLP(D, args.intermediate_size)
+        self.audio_mlp = MLP(D, args.intermediate_size)
+        self.input_layernorm = nn.RMSNorm(D, eps=eps)
+        self.audio_input_layernorm = nn.RMSNorm(D, eps=eps)
+        self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
+        self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
+
+    def __call__(self, x: mx.array, route: Route, cache: KVCache) -> mx.array:
+        x = x + self.self_attn(route(x, self.input_layernorm, self.audio_input_layernorm), cache)
+        return x + route(x, self._text_ffn, self._audio_ffn)
+
+    def _text_ffn(self, x: mx.array) -> mx.array:
+        return self.mlp(self.post_attention_layernorm(x))
+
+    def _audio_ffn(self, x: mx.array) -> mx.array:
+        return self.audio_mlp(self.audio_post_attention_layernorm(x))
+
+
+class Heads(nn.Module):
+    """The output projections; the text head exists only when asked for."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        audio_width = args.num_codebooks * args.codebook_vocab
+        self.audio_lm_head = nn.Linear(args.hidden_size, audio_width, bias=False)
+        if args.text_head:
+            self.text_lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+
+
+class Model(nn.Module):
+    """The v2 talker (see ``SpeechModel``)."""
+
+    WEIGHT_NAMES: ClassVar[list[tuple[str, str]]] = [
+        ("model.embed_audio_tokens.embed_audio_tokens.", "audio_codebook_embeddings."),
+        ("audio_lm_head.", "audio_decoder_proj.audio_lm_head."),
+        ("text_lm_head.", "audio_decoder_proj.text_lm_head."),
+        ("model.", ""),
+    ]
+    # computed, not learnt: some files hold them all the same
+    DROPPED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "audio_codebook_weights")
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.audio_codebook_embeddings = nn.Embedding(
+            args.num_codebooks * args.codebook_vocab, args.hidden_size
+        )
+        self.layers = [DualFFNDecoderLayer(args) for _ in range(args.num_hidden_layers)]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.audio_decoder_proj = Heads(args)
+
+    @property
+    def delay(self) -> DelayPattern:
+        args = self.args
+        return DelayPattern(
+            args.num_codebooks,
+            args.audio_stream_bos_id,
+            args.audio_stream_eos_id,
+            edge_frames=1,
+        )
+
+    def make_cache(self) -> list[KVCache]:
+        return [KVCache() for _ in self.layers]
+
+    def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
+        """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
+
+        Raises:
+            InputError: an id or a code that the tables do not hold, or an empty prompt.
+        """
+        if not prompt:
+            raise InputError("The prompt is empty.")
+        parts = [self._embed_part(part) for part in prompt]
+        is_audio = [
+            np.full(len(x), isinstance(p, Audio)) for x, p in zip(parts, prompt, strict=True)
+        ]
+        return mx.concatenate(parts)[None], np.concatenate(is_audio)[None]
+
+    def _embed_part(self, part: Text | Audio) -> mx.array:
+        if isinstance(part, Text):
+            return self.embed_ids(np.asarray(part.ids))
+        check_ids(np.array(part.codes), self.delay.codebook_size, "Code")
+        return self.embed_rows(self.delay.apply(part.codes))
+
+    def embed_ids(self, ids: np.ndarray) -> mx.array:
+        """Token ids ``[S]`` -> ``[S, D]``; an id outside the table raises InputError."""
+        check_ids(ids, self.args.vocab_size, "Token id")
+        return self.embed_tokens(mx.array(ids.astype(np.int32)))
+
+    def embed_rows(self, rows: mx.array) -> mx.array:
+        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
+        return embed_rows(self.audio_codebook_embeddings, rows, self.args.codebook_vocab)
+
+    def hidden(
+        self, x: mx.array, cache: list[KVCache], is_audio: np.ndarray | None = None
+    ) -> mx.array:
+        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio."""
+        route = Route(is_audio)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, route, layer_cache)
+        return self.norm(x)
+
+    def audio_logits(self, h: mx.array) -> mx.array:
+        """``[..., D]`` -> float32 ``[..., K, V]``."""
+        logits = self.audio_decoder_proj.audio_lm_head(h).astype(mx.float32)
+        return logits.reshape(*h.shape[:-1], self.args.num_codebooks, self.args.codebook_vocab)
+
+    def text_logits(self, h: mx.array) -> mx.array:
+        """``[..., D]`` -> float32 ``[..., vocab_size]``; needs ``text_head=True``."""
+        if not self.args.text_head:
+            raise InputError("The text head was not loaded: load with text_head=True.")
+        return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """All but the codebook table and the audio head, whose rounding is audible."""
+        kept = ("audio_codebook_embeddings", "audio_lm_head")
+        return hasattr(module, "to_quantized") and not path.endswith(kept)
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Tensors by transformers' or Boson's names -> by this module's (Boson's) names."""
+        renamed = {self._rename(name): array for name, array in weights.items()}
+        unused = () if self.args.text_head else ("audio_decoder_proj.text_lm_head.",)
+        return {
+            name: array
+            for name, array in renamed.items()
+            if not name.endswith(self.DROPPED) and not name.startswith(unused)
+        }
+
+    def _rename(self, name: str) -> str:
+        for theirs, ours in self.WEIGHT_NAMES:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name

@@ -1,0 +1,1 @@
+"""From words and voices to a `Prompt`: one module per model version."""

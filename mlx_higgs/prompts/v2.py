@@ -1,0 +1,269 @@
+"""Prompts of Higgs Audio v2: ChatML turns, with clips where someone speaks.
+
+Token for token what Boson's ``prepare_generation_context`` and ``prepare_chatml_sample`` build
+(examples/generation.py, dataset/chatml_dataset.py), followed by ``<|audio_out_bos|>``, so that the
+model answers with speech.
+
+Control tokens in the texts of a caller are read as ordinary characters, except the sound tags
+``SOUND_TOKENS`` everywhere, and the ``MARKERS`` of a scene or an instruction in a free system text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from tokenizers import Tokenizer
+
+from ..text import is_blank, speaker_tags
+from ..types import Audio, InputError, Prompt, Text, Voice
+from .tokenizer import PromptTokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Role = Literal["system", "user", "assistant"]
+Part: TypeAlias = "str | Marker | mx.array"  # words, a control token, or a clip's codes [T, K]
+
+SOUND_TOKENS = ("<SE>", "</SE>", "<SE_s>", "</SE_s>", "<SE_e>", "</SE_e>")
+SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
+MARKERS = (
+    SCENE_START,
+    SCENE_END,
+    "<|generation_instruction_start|>",
+    "<|generation_instruction_end|>",
+)
+
+# What opens and closes a clip, by the role that holds it.
+_CLIP_TOKENS: dict[Role, tuple[str, str]] = {
+    "system": ("<|audio_bos|>", "<|audio_eos|>"),
+    "user": ("<|audio_bos|>", "<|audio_eos|>"),
+    "assistant": ("<|audio_out_bos|>", "<|audio_eos|>"),
+}
+
+# The system texts the model was trained with.
+ONE_SPEAKER = "Generate audio following instruction."
+MANY_SPEAKERS = (
+    "You are an AI assistant designed to convert text into speech.\n"
+    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech"
+    " for the following text, using the specified voice.\n"
+    "If no speaker tag is present, select a suitable voice on your own."
+)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A control token, by name, between the words of a turn."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the conversation. Each part is tokenised on its own."""
+
+    role: Role
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A voice described in words: ``Profile("Male, British accent, calm and slow.")``."""
+
+    description: str
+
+
+class PromptBuilder:
+    """Builds the prompts of one checkpoint; token ids come from its tokenizer, by name."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Take over ``tokenizer``.
+
+        Raises:
+            CheckpointError: it lacks a token that every prompt needs.
+        """
+        self._tokens = PromptTokenizer(tokenizer, SOUND_TOKENS)
+        self.render([])  # raises now, not at the first request
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> PromptBuilder:
+        """Read ``tokenizer.json`` in a checkpoint's folder.
+
+        Raises:
+            CheckpointError: it is missing, unreadable, or not a v2 tokenizer.
+        """
+        return cls(read_tokenizer(folder))
+
+    def build(
+        self,
+        text: str,
+        *,
+        voices: Sequence[Voice | Profile] = (),
+        scene: str | None = None,
+        system: str | None = None,
+        references_in_system: bool = False,
+        history: Iterable[tuple[str, mx.array]] = (),
+        speakers: Sequence[str] | None = None,
+    ) -> Prompt:
+        """The prompt that asks for ``text`` to be spoken.
+
+        Args:
+            text: what to say, normalised or not (`mlx_higgs.text.normalize`); not stripped.
+            voices: who speaks, SPEAKER0 first. Empty: the model picks ("smart voice"). A
+                `Profile` anywhere puts all voices into the system turn, as in the reference.
+            scene: where and how it is spoken: ``"Audio is recorded from a quiet room."``
+            system: your own system text instead of the one made here; may hold ``MARKERS``.
+                A `Voice` is still presented as two turns; a scene belongs inside it.
+            references_in_system: put the clips into the system turn, without their transcripts.
+            history: what was generated before, oldest first: pairs of text and codes ``[T, K]``.
+            speakers: for smart voice, the tags of the whole text if ``text`` is only a piece of
+                it; with two or more, feminine and masculine voices alternate.
+
+        Raises:
+            InputError: nothing to say, or arguments that contradict each other.
+            CheckpointError: the tokenizer lacks a token this prompt needs.
+        """
+        if is_blank(text):
+            raise InputError(f"nothing to say in {text!r}: it has no letter and no digit")
+        in_system = references_in_system or any(isinstance(voice, Profile) for voice in voices)
+        if in_system and not voices:
+            raise InputError("references_in_system needs at least one voice")
+        if system and (scene or in_system):
+            raise InputError(
+                "system replaces the system text, so it cannot go with a scene, a profile or"
+                " references_in_system; write them into system, or leave system out"
+            )
+        if speakers is None:
+            speakers = speaker_tags(text)
+        opening = with_markers(system) if system else _opening(voices, scene, in_system, speakers)
+        turns = [Turn("system", opening)] if opening else []
+        turns += [] if in_system else _reference_turns(voices)
+        for said, codes in history:
+            turns += [Turn("user", [said]), Turn("assistant", [codes])]
+        return self.render([*turns, Turn("user", [text])])
+
+    def render(self, turns: Sequence[Turn]) -> Prompt:
+        """Any conversation, followed by the opening of the model's spoken answer."""
+        tokens = self._tokens
+        prompt: Prompt = [Text([tokens.id("<|begin_of_text|>")])]
+        following = [turn.role for turn in turns[1:]]
+        for turn, next_role in zip_longest(turns, following):
+            prompt.append(Text(self._header(turn.role)))
+            for part in _after_header(turn.parts):
+                prompt += self._part(part, turn.role)
+            speaks_on = turn.role == next_role == "assistant"
+            prompt.append(Text([tokens.id("<|eom_id|>" if speaks_on else "<|eot_id|>")]))
+        answer = [
+            *self._header("assistant"),
+            *tokens.encode("\n\n"),
+            tokens.id("<|audio_out_bos|>"),
+        ]
+        return _merged([*prompt, Text(answer)])
+
+    def _header(self, role: Role) -> list[int]:
+        start, end = self._tokens.id("<|start_header_id|>"), self._tokens.id("<|end_header_id|>")
+        return [start, *self._tokens.encode(role), end]
+
+    def _part(self, part: Part, role: Role) -> Prompt:
+        if isinstance(part, str):
+            return [Text(self._tokens.encode(part))]
+        if isinstance(part, Marker):
+            return [Text([self._tokens.id(part.token)])]
+        start, end = map(self._tokens.id, _CLIP_TOKENS[role])
+        return [Text([start]), Audio(part, spoken=role == "assistant"), Text([end])]
+
+
+def _after_header(parts: Sequence[Part]) -> list[Part]:
+    """The blank line after a header, then the parts.
+
+    Boson encodes the blank line alone; transformers together with the words after it, which it
+    strips. With Llama-3's tokenizer both give the same ids unless the words begin with a space;
+    then this does as Boson. Other tokenizers get what transformers would train them with.
+    """
+    if parts and isinstance(parts[0], str) and not parts[0][:1].isspace():
+        return ["\n\n" + parts[0], *parts[1:]]
+    return ["\n\n", *parts]
+
+
+def with_markers(text: str) -> list[Part]:
+    """Cut a trusted text at its ``MARKERS``: the parts of a `Turn` that may hold them."""
+    pieces = re.split(f"({'|'.join(map(re.escape, MARKERS))})", text)
+    return [Marker(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece]
+
+
+def _opening(
+    voices: Sequence[Voice | Profile],
+    scene: str | None,
+    in_system: bool,
+    speakers: Sequence[str],
+) -> list[Part]:
+    """The reference's system text; empty when cloning without a scene."""
+    scene = (scene or "").strip()
+    if in_system:
+        return _system(ONE_SPEAKER, scene, _voice_lines(voices))
+    if voices and not scene:
+        return []
+    if not voices and len(speakers) > 1:
+        return _system(MANY_SPEAKERS, scene, _alternating_lines(speakers))
+    return _system(ONE_SPEAKER, scene, [])
+
+
+def _alternating_lines(speakers: Sequence[str]) -> list[Part]:
+    """One line for each speaker of a smart voice."""
+    kinds = ("feminine", "masculine")
+    return [f"{speaker}: {kinds[index % 2]}\n" for index, speaker in enumerate(speakers)]
+
+
+def _voice_lines(voices: Sequence[Voice | Profile]) -> list[Part]:
+    """One line for each voice: its description or its clip."""
+    parts: list[Part] = []
+    for index, voice in enumerate(voices):
+        who = voice.description if isinstance(voice, Profile) else voice.codes
+        parts += [f"SPEAKER{index}: ", who, "\n"]
+    return parts
+
+
+def _system(instruction: str, scene: str, lines: Sequence[Part]) -> list[Part]:
+    """The instruction, then a block with the scene and the speakers' lines, if there are any."""
+    if not scene and not lines:
+        return [instruction]
+    scene_lines = [scene, "\n", "\n" if lines else ""] if scene else []
+    block = _joined(["\n", *scene_lines, *lines])
+    return [instruction + "\n\n", Marker(SCENE_START), *block, Marker(SCENE_END)]
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """Neighbouring words as one part, because the reference tokenises them in one go."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, str) and isinstance(last, str):
+            joined[-1] = last + part
+        else:
+            joined.append(part)
+    return joined
+
+
+def _reference_turns(voices: Sequence[Voice | Profile]) -> list[Turn]:
+    """Each reference as a user turn with its transcript and an assistant turn with its clip."""
+    turns = []
+    for index, voice in enumerate(voices):
+        assert isinstance(voice, Voice)  # profiles went into the system turn
+        tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
+        turns += [Turn("user", [tag + voice.transcript.strip()]), Turn("assistant", [voice.codes])]
+    return turns
+
+
+def _merged(prompt: Prompt) -> Prompt:
+    """Neighbouring runs of ids as one `Text`."""
+    merged: Prompt = []
+    for is_text, parts in groupby(prompt, lambda part: isinstance(part, Text)):
+        if is_text:
+            merged.append(Text([i for part in parts if isinstance(part, Text) for i in part.ids]))
+        else:
+            merged += parts
+    return merged

@@ -1,0 +1,136 @@
+"""How weights are stored in fewer bits.
+
+MLX is imported where it is used, because ``--help`` reads the tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .types import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+DTYPES = ("float32", "float16", "bfloat16")  # of what is not quantised
+# mode -> (group sizes, widths); the first of each is the default
+MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((64, 32, 128), (8, 2, 3, 4, 5, 6)),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+ELEMENTS_AT_ONCE = 1 << 15  # some 3 MB of temporaries
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """``bits`` per weight, in groups of ``group_size`` that share a scale."""
+
+    bits: int = 8
+    group_size: int = 64
+    mode: str = "affine"
+
+    @classmethod
+    def of(
+        cls, bits: int | None = None, group_size: int | None = None, mode: str = "affine"
+    ) -> Quantization:
+        """Fill in what was left open by the mode's defaults.
+
+        Raises:
+            InputError: a mode, width or group size that MLX does not have.
+        """
+        if mode not in MODES:
+            raise InputError(f"Mode {mode!r} does not exist: use one of {', '.join(MODES)}.")
+        groups, widths = MODES[mode]
+        bits = widths[0] if bits is None else bits
+        group_size = groups[0] if group_size is None else group_size
+        _check(mode, "bits", bits, widths)
+        _check(mode, "group size", group_size, groups)
+        return cls(bits, group_size, mode)
+
+    def config(self) -> dict:
+        """The ``quantization`` block of mlx-lm's config."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+def _check(mode: str, name: str, value: int, allowed: tuple[int, ...]) -> None:
+    if value not in allowed:
+        known = ", ".join(map(str, sorted(allowed)))
+        raise InputError(f"Mode {mode} has no {name} {value}: use one of {known}.")
+
+
+def quantizable(model: Any, how: Quantization) -> set[str]:
+    """Paths of a talker's modules to quantise: those that its own predicate allows.
+
+    Raises:
+        InputError: one whose width is no multiple of the group size.
+    """
+    paths = set()
+    for path, module in model.named_modules():
+        if model.quant_predicate(path, module):
+            width = module.weight.shape[-1]
+            if width % how.group_size:
+                raise InputError(
+                    f"{path} is {width} wide, which groups of {how.group_size} do not divide: "
+                    "choose another group size or mode."
+                )
+            paths.add(path)
+    return paths
+
+
+def quantize_module(module: nn.Linear | nn.Embedding, how: Quantization) -> nn.Module:
+    """The module in fewer bits. What it holds of ``module`` is released once it is evaluated."""
+    import mlx.core as mx
+
+    quantized = module.to_quantized(how.group_size, how.bits, how.mode)
+    if how.mode != "affine" and mx.default_device().type == mx.cpu:
+        weight, scales = _quantize_slowly(module.weight, how)
+        quantized.update({"weight": weight, "scales": scales})
+    return quantized
+
+
+def _quantize_slowly(weight: mx.array, how: Quantization) -> list[mx.array]:
+    """A few rows at a time: without a GPU the 4-bit float modes need 20 to 40 times their input."""
+    import mlx.core as mx
+
+    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    pieces = []
+    for start in range(0, len(weight), rows):
+        piece = weight[start : start + rows]
+        pieces.append(mx.quantize(piece, how.group_size, how.bits, mode=how.mode))
+        mx.eval(pieces[-1])
+    return [mx.concatenate(list(parts)) for parts in zip(*pieces, strict=True)]
+
+
+def stored_quantization(config: dict) -> dict | None:
+    """How a checkpoint's weights are stored already; None for floats."""
+    return config.get("quantization") or config.get("quantization_config")
+
+
+def prepare_quantized(model: nn.Module, stored: dict, names: set[str]) -> None:
+    """Quantised modules wherever a file holds scales, by its config's ``quantization`` block.
+
+    Reads mlx-lm's form, per-path entries included, and mlx-audio's (which adds
+    ``class_predicate_skip``): the tensor names say the same and cannot be out of date.
+    """
+
+    def choose(path: str, module: nn.Module) -> bool | dict:
+        if f"{path}.scales" not in names:
+            return False
+        return stored[path] if isinstance(stored.get(path), dict) else True
+
+    import mlx.nn as nn
+
+    try:
+        nn.quantize(
+            model,
+            stored["group_size"],
+            stored["bits"],
+            mode=stored.get("mode", "affine"),
+            class_predicate=choose,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The quantization block {stored} cannot be used: {error}") from error
