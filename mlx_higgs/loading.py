@@ -1,0 +1,275 @@
+"""A folder or hub repository -> a talker, its prompts and its codec."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .models import get_model_classes
+from .quantization import (
+    Quantization,
+    prepare_quantized,
+    quantizable,
+    quantize_module,
+    stored_quantization,
+)
+from .sampling import SamplingParams
+from .types import CheckpointError, InputError
+from .weights import load_tensors, weight_files
+
+if TYPE_CHECKING:
+    from .codec import HiggsCodec
+    from .delay import DelayPattern
+    from .models.base import SpeechModel
+    from .prompts.v2 import PromptBuilder
+
+DEMO = Path(__file__).parent / "demo"
+DEFAULT_MODEL = "demo"
+CODEC_REPO = "bosonai/higgs-audio-v2-tokenizer"
+# The hub's names are overwritten in place: these are the revisions the readers were written for.
+PINNED = {CODEC_REPO: "9d4988fbd4ad07b4cac3a5fa462741a41810dbec"}
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+CODEC_FOLDERS = ("codec", "audio_tokenizer")
+
+
+@dataclass
+class Higgs:
+    """Everything one checkpoint offers. Prompts and codec are read when first needed."""
+
+    path: Path
+    model: SpeechModel
+    codec_source: str | Path | None = None
+    tokenizer_source: str | Path | None = None
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        from .prompts.v2 import PromptBuilder
+
+        return PromptBuilder.from_pretrained(resolve(self.tokenizer_source or self.path))
+
+    @cached_property
+    def codec(self) -> HiggsCodec:
+        codec = load_codec(find_codec(self.path, self.codec_source))
+        check_codec(codec, self.model.delay)
+        return codec
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        return Defaults.from_pretrained(self.path)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a checkpoint prefers, from its ``generation_config.json``."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    scene: str | None = None
+    notice: str | None = None  # a line to announce it with
+    normalize: bool = True
+    clones: bool = True
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Defaults:
+        config = read_json(folder / "generation_config.json", required=False)
+        names = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_repeats"}
+        named = {names.get(key, key): value for key, value in config.items() if value is not None}
+        ours = {field.name for field in fields(SamplingParams)} - {"seed", "max_frames", "machine"}
+        sampling = SamplingParams(**{k: v for k, v in named.items() if k in ours})
+        extra = {k: named[k] for k in ("scene", "notice", "normalize", "clones") if k in named}
+        return cls(sampling, **extra)
+
+
+def resolve(source: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is; ``owner/name`` downloaded; ``demo`` is the bundled checkpoint.
+
+    Raises:
+        InputError: neither, or the download failed.
+    """
+    if str(source) == DEFAULT_MODEL:
+        return DEMO
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
+        raise InputError(f"There is no folder {source}, and it is not a hub name like owner/name.")
+    return _download(source, revision or PINNED.get(source))
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.pth", "LICENSE*", "NOTICE*"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # its errors share no base class short of this
+        raise InputError(
+            f"{repo} is not a local folder and could not be fetched from the hub "
+            f"({first_line(error)}). "
+            "Check the name and the connection, or give the path of a folder."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the page that may follow; its type when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def read_json(path: Path, *, required: bool = True) -> dict:
+    """A JSON object from a checkpoint folder; ``{}`` when it may be missing and is."""
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path.parent} holds no {path.name}: it is not a checkpoint.")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def find_codec(folder: Path, source: str | Path | None = None) -> Path:
+    """The codec's folder: the one named, the one beside the model, or Boson's on the hub."""
+    if source is not None:
+        return resolve(source)
+    if beside := codec_beside(folder):
+        return beside
+    try:
+        return resolve(CODEC_REPO)
+    except InputError as error:
+        raise CheckpointError(
+            f"{folder} has no codec beside it. {error} Name one with --codec or codec_path."
+        ) from error
+
+
+def codec_beside(folder: Path) -> Path | None:
+    """The codec that came with a model."""
+    return next((folder / name for name in CODEC_FOLDERS if (folder / name).is_dir()), None)
+
+
+def load_codec(folder: Path) -> HiggsCodec:
+    from .codec import HiggsCodec
+
+    return HiggsCodec.from_pretrained(folder)
+
+
+def check_codec(codec: HiggsCodec, delay: DelayPattern) -> None:
+    """Raises CheckpointError when the codec's codes are not those the model speaks."""
+    size, books = delay.codebook_size, delay.num_codebooks
+    if (codec.codebook_size, codec.num_codebooks) != (size, books):
+        raise CheckpointError(
+            f"The codec has {codec.num_codebooks} codebooks of {codec.codebook_size}, the "
+            f"model speaks {books} of {size}: they do not belong together."
+        )
+
+
+def load(
+    path_or_repo: str | Path = DEFAULT_MODEL,
+    *,
+    codec: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    quantize: Quantization | None = None,
+    revision: str | None = None,
+) -> Higgs:
+    """Load a checkpoint for generation.
+
+    Args:
+        path_or_repo: a folder, a hub repository, or ``demo``.
+        codec, tokenizer: where these are when not beside the model.
+        quantize: quantise while loading; the source's full size is never held.
+
+    Raises:
+        InputError: nothing there. CheckpointError: it cannot be used.
+    """
+    path = resolve(path_or_repo, revision)
+    return Higgs(path, load_model(path, quantize=quantize), codec, tokenizer)
+
+
+def load_model(
+    folder: Path,
+    *,
+    quantize: Quantization | None = None,
+    dtype: str | None = None,
+    text_head: bool = False,
+) -> SpeechModel:
+    """The talker alone. Its weights are read layer by layer.
+
+    Raises:
+        CheckpointError: unknown, missing or misshapen tensors (named), or another model.
+    """
+    config = read_json(folder / "config.json")
+    model = build_model(config, text_head=text_head)
+    tensors = model.sanitize(load_tensors(weight_files(folder)))
+    stored = stored_quantization(config)
+    if stored and (quantize or dtype):
+        raise InputError(f"{folder} is quantised already: start from the original weights.")
+    if stored:
+        prepare_quantized(model, stored, set(tensors))
+    _assign(model, tensors, folder)
+    del tensors  # otherwise every source array stays alive until the end
+    _materialize(model, quantize, getattr(mx, dtype) if dtype else None)
+    return model
+
+
+def build_model(config: dict, *, text_head: bool = False) -> Any:
+    """The talker a config describes (a SpeechModel), without weights: nothing is allocated."""
+    model_class, args_class = get_model_classes(config)
+    return model_class(args_class.from_dict(config, text_head=text_head))
+
+
+def _assign(model: nn.Module, tensors: dict[str, mx.array], folder: Path) -> None:
+    expected = {name: value.shape for name, value in _arrays(model).items()}
+    problems = [
+        ("does not know", sorted(tensors.keys() - expected.keys())),
+        ("misses", sorted(expected.keys() - tensors.keys())),
+    ]
+    for what, names in problems:
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise CheckpointError(
+                f"{folder} does not fit its config: the model {what} {', '.join(names[:5])}{more}."
+            )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tensors[name].shape}, its config wants {shape}."
+            )
+    model.load_weights(list(tensors.items()))
+
+
+def _materialize(model: nn.Module, quantize: Quantization | None, dtype: mx.Dtype | None) -> None:
+    """Read, cast and quantise one module at a time: the peak is the result and one source.
+
+    The largest come first, while their sources add to almost nothing.
+    """
+    if dtype is not None:
+        model.set_dtype(dtype)
+    chosen = quantizable(model, quantize) if quantize else set()
+    leaves: dict[str, Any] = {
+        path: module for path, module in model.named_modules() if not module.children()
+    }
+    for path in sorted(leaves, key=lambda path: _nbytes(leaves[path]), reverse=True):
+        module = leaves.pop(path)  # whatever still held it would hold its source
+        if quantize and path in chosen:
+            module = quantize_module(module, quantize)
+            model.update_modules(tree_unflatten([(path, module)]))
+        mx.eval(module.parameters())
+        mx.clear_cache()  # Metal keeps freed buffers, here the sources', for reuse
+    mx.eval(model.parameters())
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in _arrays(module).values())
+
+
+def _arrays(module: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(module.parameters()))

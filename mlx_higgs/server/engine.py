@@ -1,0 +1,345 @@
+"""``HiggsAudioServer``: one loaded checkpoint that turns requests into speech."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from .. import audio
+from ..frames import MAX_IDENTICAL_ROWS, Rows
+from ..loading import DEFAULT_MODEL, Higgs, load
+from ..quantization import Quantization
+from ..sampling import SamplingParams
+from ..streaming import MAX_SILENCE, SpeechStream
+from ..text import frame_cap, is_blank, normalize
+from ..types import (
+    FRAME_RATE,
+    GenerationError,
+    InputError,
+    Prompt,
+    Speech,
+    SpeechChunk,
+    Text,
+    Voice,
+)
+from ..voices import Reference, find_voice, reference
+
+if TYPE_CHECKING:
+    from ..prompts.v2 import Profile
+
+Clips = str | os.PathLike | Sequence[str | os.PathLike]
+MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
+CHARACTERS_PER_SECOND = 40.0  # faster than anybody speaks
+PROFILE = "profile:"
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to say, in which voice, drawn how. None leaves a choice to the checkpoint.
+
+    Args:
+        target_text: what to say; ``[SPEAKER0]`` tags change the speaker.
+        reference_audio_path: a clip to clone, or several (SPEAKER0 first).
+        reference_text: their exact words; None reads ``CLIP.txt`` beside each clip.
+        voice: names, ``Voice`` objects, or ``profile:DESCRIPTION``; after the clips above.
+        references_in_system: put the clips into the system turn, without transcripts.
+        scene: where it is spoken; "" for none.
+        system: the whole system turn instead of the one made from the scene.
+        max_new_frames: rows at most, 25 a second.
+        ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
+        fade_in_ms, fade_out_ms: linear fades on the result.
+        seed: None draws one.
+        normalize: full-width marks, ``[laugh]`` tags and the ending, as Boson's examples do it.
+        machine: whose end-of-speech rules apply, ``boson`` or ``transformers``.
+        guards: stop runaways (silence, repetition, far too long for the text).
+    """
+
+    target_text: str
+    reference_audio_path: Clips | None = None
+    reference_text: str | Sequence[str] | None = None
+    voice: str | Voice | Sequence[str | Voice] | None = None
+    references_in_system: bool = False
+    scene: str | None = None
+    system: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_frames: int | None = None
+    ras_win_len: int | None = None
+    ras_max_repeat: int | None = None
+    fade_in_ms: float = 0.0
+    fade_out_ms: float = 0.0
+    seed: int | None = None
+    normalize: bool | None = None
+    machine: str | None = None
+    guards: bool = True
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """The checkpoint's defaults, with this request's choices and a seed."""
+        chosen = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "ras_window": self.ras_win_len,
+            "ras_max_repeats": self.ras_max_repeat,
+            "max_frames": self.max_new_frames,
+            "machine": self.machine,
+            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
+        }
+        return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
+
+
+class HiggsAudioServer:
+    """Speech from one checkpoint. Not safe to call from several threads at once."""
+
+    def __init__(self, higgs: Higgs):
+        self.higgs = higgs
+        self._codes: dict[str, mx.array] = {}  # by content of the clip
+        self._prepared: list[Voice] = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_path: str | Path = DEFAULT_MODEL,
+        codec_path: str | Path | None = None,
+        tokenizer_path: str | Path | None = None,
+        *,
+        quantize: Quantization | None = None,
+        revision: str | None = None,
+    ) -> HiggsAudioServer:
+        """Load a folder, a hub repository, or the bundled ``demo``.
+
+        Raises:
+            InputError: nothing there. CheckpointError: it cannot be used.
+        """
+        return cls(
+            load(
+                model_path,
+                codec=codec_path,
+                tokenizer=tokenizer_path,
+                quantize=quantize,
+                revision=revision,
+            )
+        )
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.higgs.codec.sample_rate
+
+    def prepare_reference(self, path: str | os.PathLike, text: str | None = None) -> Voice:
+        """Encode a clip once; it is the voice of every later request that names none.
+
+        Args:
+            text: the clip's exact words; None reads ``CLIP.txt`` beside it.
+
+        Raises:
+            InputError: the clip or its transcript cannot be used.
+        """
+        voice = self._encode(reference(path, text))
+        self._prepared = [voice]
+        return voice
+
+    def clear_reference(self) -> None:
+        """Forget the prepared voice and all encoded clips."""
+        self._prepared = []
+        self._codes.clear()
+
+    def generate(self, target_text: str, **options) -> Speech:
+        """Say ``target_text``.
+
+        Args:
+            options: the other fields of ``SpeechRequest``.
+
+        Returns:
+            ``.pcm`` float32 ``[N]``, ``.sampling_rate``, ``.num_frames_raw``,
+            ``.num_frames_aligned``, ``.stop_reason``, ``.duration``, ``.real_time_factor``.
+
+        Raises:
+            InputError: a request that cannot be met. GenerationError: no usable speech came.
+        """
+        started = time.perf_counter()
+        request = SpeechRequest(target_text, **options)
+        job = self.start(request)
+        chunks = list(job)
+        pcm = np.concatenate([np.zeros(0, np.float32), *(c.pcm for c in chunks)])
+        return job.result(pcm, time.perf_counter() - started)
+
+    def generate_stream(
+        self, target_text: str, *, chunk_ms: float = 1000.0, **options
+    ) -> Iterator[SpeechChunk]:
+        """Say ``target_text`` chunk by chunk while it is made.
+
+        The chunks put together are exactly the ``pcm`` of ``generate`` with the same seed.
+
+        Args:
+            chunk_ms: length of a chunk, rounded to whole frames of 40 ms.
+            options: the other fields of ``SpeechRequest`` (fades need the whole: not here).
+
+        Raises:
+            InputError, GenerationError: as ``generate``; the first before any chunk.
+        """
+        request = SpeechRequest(target_text, **options)
+        if request.fade_in_ms or request.fade_out_ms:
+            raise InputError("Fades need the whole result: use generate, not generate_stream.")
+        return iter(self.start(request, chunk_frames=_frames_in(chunk_ms)))
+
+    def start(self, request: SpeechRequest, chunk_frames: int = 25) -> SpeechJob:
+        """Check a request and build its prompt; the work begins when the job is iterated."""
+        params = request.sampling(self.higgs.defaults.sampling)
+        prompt, text = self._prompt(request)
+        params = _fit(params, request, text, prompt, self.higgs.model.delay.num_codebooks)
+        return SpeechJob(self.higgs, request, prompt, params, chunk_frames)
+
+    def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
+        defaults = self.higgs.defaults
+        wanted = defaults.normalize if request.normalize is None else request.normalize
+        if is_blank(request.target_text):
+            raise InputError(f"There is nothing to say in the text {request.target_text!r}.")
+        text = normalize(request.target_text) if wanted else request.target_text
+        scene = defaults.scene if request.scene is None and not request.system else request.scene
+        prompt = self.higgs.prompts.build(
+            text,
+            voices=self._voices(request),
+            scene=scene or None,
+            system=request.system,
+            references_in_system=request.references_in_system,
+        )
+        return prompt, text
+
+    def _voices(self, request: SpeechRequest) -> list[Voice | Profile]:
+        clips, words = _listed(request.reference_audio_path), _listed(request.reference_text)
+        if words and len(words) != len(clips):
+            raise InputError(f"There are {len(clips)} reference clips and {len(words)} texts.")
+        pairs = zip(clips, words or [None] * len(clips), strict=True)
+        voices: list[Voice | Profile] = [self._encode(reference(*pair)) for pair in pairs]
+        voices += [self._voice(voice) for voice in _listed(request.voice)]
+        return voices or list(self._prepared)
+
+    def _voice(self, voice: str | Voice) -> Voice | Profile:
+        if isinstance(voice, Voice):
+            return voice
+        if voice.startswith(PROFILE):
+            from ..prompts.v2 import Profile
+
+            return Profile(voice.removeprefix(PROFILE).strip())
+        return self._encode(find_voice(voice))
+
+    def _encode(self, clip: Reference) -> Voice:
+        wave = audio.read_reference(clip.path, self.sampling_rate)
+        key = hashlib.sha256(wave.tobytes()).hexdigest()
+        if key not in self._codes:
+            self._codes[key] = self.higgs.codec.encode(wave)
+        return Voice(self._codes[key], clip.transcript, clip.name)
+
+
+class SpeechJob:
+    """One request under way: iterate it for the chunks, then ask for its result."""
+
+    def __init__(
+        self,
+        higgs: Higgs,
+        request: SpeechRequest,
+        prompt: Prompt,
+        params: SamplingParams,
+        chunk_frames: int,
+    ):
+        self.request, self.prompt, self.params = request, prompt, params
+        self._higgs, self._sound = higgs, 0.0
+        rows = Rows(
+            higgs.model,
+            prompt,
+            params,
+            max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
+        )
+        self.stream = SpeechStream(
+            rows,
+            higgs.codec,
+            higgs.model.delay,
+            chunk_frames=chunk_frames,
+            max_silence=MAX_SILENCE if request.guards else 0,
+        )
+
+    def __iter__(self) -> Iterator[SpeechChunk]:
+        """Chunks as they become final.
+
+        Raises:
+            GenerationError: samples that are not numbers; at the end, if all was silence.
+        """
+        for wave in self.stream:
+            peak = float(np.max(np.abs(wave)))
+            if not np.isfinite(peak):
+                raise GenerationError("The decoded waveform is not a number.")
+            self._sound = max(self._sound, peak)
+            yield SpeechChunk(wave, self._higgs.codec.sample_rate, self.stream.num_rows)
+        if self._sound < audio.SILENCE:
+            raise GenerationError(
+                f"The model made no sound (seed {self.params.seed}, stopped by "
+                f"{self.stream.stop_reason} after {self.stream.num_rows} frames). "
+                "Try another seed or a longer text."
+            )
+
+    def result(self, pcm: np.ndarray, seconds: float) -> Speech:
+        """The finished speech, faded as the request wants it."""
+        rate, request = self._higgs.codec.sample_rate, self.request
+        assert self.stream.stop_reason is not None
+        assert self.params.seed is not None
+        return Speech(
+            pcm=audio.fade(pcm, rate, request.fade_in_ms, request.fade_out_ms),
+            sampling_rate=rate,
+            num_frames_raw=self.stream.num_rows,
+            num_frames_aligned=len(self.stream.codes),
+            stop_reason=self.stream.stop_reason,
+            seed=self.params.seed,
+            seconds=seconds,
+            codes=self.stream.codes,
+        )
+
+
+def _listed(value) -> list:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, os.PathLike, Voice)) else list(value)
+
+
+def _frames_in(chunk_ms: float) -> int:
+    if not chunk_ms > 0:
+        raise InputError(f"chunk_ms is {chunk_ms}: it must be above 0.")
+    return max(1, round(chunk_ms / 1000 * FRAME_RATE))
+
+
+def _positions(prompt: Prompt, num_codebooks: int) -> int:
+    """Length of the embedded prompt; a clip of T frames takes T + K + 1."""
+    return sum(
+        len(p.ids) if isinstance(p, Text) else p.codes.shape[0] + num_codebooks + 1 for p in prompt
+    )
+
+
+def _fit(
+    params: SamplingParams, request: SpeechRequest, text: str, prompt: Prompt, num_codebooks: int
+) -> SamplingParams:
+    """Bound the frames by the room there is and, guarded, by what the text can last.
+
+    Raises:
+        InputError: a text that cannot fit.
+    """
+    room = MAX_POSITIONS - _positions(prompt, num_codebooks)
+    frames = min(params.max_frames, room)
+    shortest = len(text) / CHARACTERS_PER_SECOND * FRAME_RATE
+    if shortest > frames and (request.max_new_frames is None or frames < params.max_frames):
+        raise InputError(
+            f"The text of {len(text)} characters cannot fit: {max(frames, 0)} frames "
+            f"({max(frames, 0) / FRAME_RATE:.0f} s) are left for it. Split it, shorten the "
+            "references, or raise --max-frames (max_new_frames)."
+        )
+    if request.guards and request.max_new_frames is None:
+        frames = min(frames, frame_cap(text))
+    return replace(params, max_frames=frames)

@@ -1,0 +1,58 @@
+"""Laws of the voice folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_higgs.types import InputError
+from mlx_higgs.voices import find_voice, list_voices, reference
+
+
+def make(folder: Path, name: str, words: str | None = "Some words.") -> Path:
+    folder.mkdir(exist_ok=True)
+    clip = folder / f"{name}.wav"
+    clip.write_bytes(b"")
+    if words is not None:
+        clip.with_suffix(".txt").write_text(words, encoding="utf-8")
+    return clip
+
+
+def test_the_shipped_voices_are_found():
+    assert {"en_woman", "en_man", "en_man_deep"} <= list_voices().keys()
+
+
+def test_a_voice_is_a_clip_with_a_transcript(tmp_path: Path):
+    clip = make(tmp_path / "a", "me", " Hello there.\n")
+    make(tmp_path / "a", "mute", None)
+    make(tmp_path / "b", "me")
+    assert list_voices([tmp_path / "a", tmp_path / "b", tmp_path / "none"]) == {"me": clip}
+    found = find_voice("me", [tmp_path / "a"])
+    assert (found.path, found.transcript, found.name) == (clip, "Hello there.", "me")
+
+
+def test_an_unknown_voice_lists_the_known_ones(tmp_path: Path):
+    make(tmp_path, "alice")
+    make(tmp_path, "bob")
+    for name in ("eve", "../alice", "", "alice/../bob", "/etc/passwd"):
+        with pytest.raises(InputError, match="alice, bob"):
+            find_voice(name, [tmp_path])
+    with pytest.raises(InputError, match="none found"):
+        find_voice("eve", [])
+
+
+def test_folders_of_the_environment_come_first(tmp_path: Path, monkeypatch):
+    clip = make(tmp_path, "en_woman")
+    monkeypatch.setenv("MLX_HIGGS_VOICES", str(tmp_path))
+    assert list_voices()["en_woman"] == clip
+
+
+def test_a_transcript_is_given_or_beside_the_clip(tmp_path: Path):
+    clip = make(tmp_path, "me", "Beside.")
+    assert reference(clip).transcript == "Beside."
+    assert reference(clip, " Given. ").transcript == "Given."
+    with pytest.raises(InputError, match="no transcript"):
+        reference(clip, " ")
+    with pytest.raises(InputError, match=r"mute\.txt"):
+        reference(make(tmp_path, "mute", None))
