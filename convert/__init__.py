@@ -1,0 +1,1 @@
+"""The workshop: reference models, tiny checkpoints and goldens. Needs torch; never in the wheel."""

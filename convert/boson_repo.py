@@ -1,0 +1,198 @@
+"""Boson's own model as the oracle, run from a checkout of github.com/boson-ai/higgs-audio.
+
+Its code was written for transformers 4.46. The few names that have gone since are put back
+before it is imported; nothing of the checkout is copied.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from mlx_higgs.types import CheckpointError
+
+from .layouts import EOT, Layout, read_config, rename, weight_layout
+from .reference import Prompt, read_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def import_boson(repo: Path) -> Any:
+    """Boson's ``modeling_higgs_audio`` module from the checkout at ``repo``."""
+    if not (repo / "boson_multimodal").is_dir():
+        raise CheckpointError(
+            f"{repo} is no checkout of boson-ai/higgs-audio: no boson_multimodal."
+        )
+    sys.path.insert(0, str(repo))
+    _restore_old_transformers()
+    try:
+        return importlib.import_module("boson_multimodal.model.higgs_audio.modeling_higgs_audio")
+    except ImportError as error:
+        raise CheckpointError(f"Boson's code in {repo} cannot be imported: {error}") from error
+
+
+def _restore_old_transformers() -> None:
+    from transformers.cache_utils import DynamicCache
+    from transformers.models.llama import modeling_llama
+
+    class OldAttention(modeling_llama.LlamaAttention):
+        """The call and the triple result of transformers 4.46."""
+
+        def forward(self, hidden_states, past_key_value=None, **kwargs):  # type: ignore[override]
+            output, weights = super().forward(
+                hidden_states,
+                kwargs["position_embeddings"],
+                kwargs["attention_mask"],
+                past_key_value,
+            )
+            return output, weights, past_key_value
+
+    modeling_llama.LLAMA_ATTENTION_CLASSES = {  # type: ignore[attr-defined]
+        "sdpa": OldAttention,
+        "eager": OldAttention,
+    }
+    DynamicCache.get_max_cache_shape = lambda self: None  # type: ignore[attr-defined]
+
+
+class BosonTalker:
+    """``HiggsAudioModel``: its forward pass, and its own sampling method with RAS off."""
+
+    def __init__(self, folder: Path, repo: Path):
+        modeling = import_boson(repo)
+        self.layout: Layout
+        self.layout, _ = read_config(folder)
+        if self.layout != "boson":
+            raise CheckpointError(f"{folder}: Boson's model needs Boson's nested config.json.")
+        raw = json.loads((folder / "config.json").read_text())
+        config = modeling.HiggsAudioConfig(**raw)
+        for part in (config, config.text_config):
+            part._attn_implementation = "sdpa"
+        tensors = read_tensors(folder)
+        weight_layout(list(tensors))
+        self.model = modeling.HiggsAudioModel(config).float().eval()
+        self.model.load_state_dict(
+            {rename(name, "boson"): tensor.float() for name, tensor in tensors.items()}
+        )
+        self.name = f"boson-ai/higgs-audio at {_commit(repo)}"
+        self.config: Any = _transformers_names(raw)
+
+    def _inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        import torch
+
+        clip = {self.config.audio_token_id, self.config.audio_delay_token_id}
+        marks = [i in clip for i in prompt.ids]
+        first = [m and not (n and marks[n - 1]) for n, m in enumerate(marks)]
+        # one placeholder for each clip, whatever its length
+        pairs = zip(prompt.ids, marks, first, strict=True)
+        ids = [self.config.audio_token_id if m else i for i, m, f in pairs if f or not m]
+        inputs = {"input_ids": torch.tensor([ids])}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if prompt.rows:
+            starts = [sum(marks[:n]) for n, is_first in enumerate(first) if is_first]
+            inputs["audio_out_ids"] = torch.tensor(prompt.rows).T
+            inputs["audio_out_ids_start"] = torch.tensor(starts)
+        return inputs
+
+    def _forward(self, **inputs: Any) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.model(**inputs, use_cache=True, return_dict=True, output_hidden_states=True)
+
+    def prefill(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch
+
+        out = self._forward(**self._inputs(prompt))
+        with torch.no_grad():  # its own audio logits stop at the clips; the head has no such limit
+            audio = self.model.audio_decoder_proj.audio_lm_head(out.hidden_states[-1][0])
+        audio = audio.view(len(prompt.ids), self.config.num_codebooks, -1)
+        if not torch.allclose(audio[out.audio_out_mask[0]], out.audio_logits, atol=1e-4):
+            raise CheckpointError("Boson's audio logits are not its audio head's.")
+        return audio, out.logits[0]
+
+    def greedy(self, prompt: Prompt, frames: int) -> list[list[int]]:
+        import torch
+
+        out = self._forward(**self._inputs(prompt))
+        mask = out.audio_in_discrete_codes_mask | out.audio_out_mask
+        row = torch.full((self.config.num_codebooks,), self.config.audio_stream_bos_id)
+        sampler = Sampler(self.model)
+        rows: list[list[int]] = []
+        while len(rows) < frames and self.config.audio_stream_eos_id not in row:
+            rows.append(row.tolist())
+            out = self._forward(
+                input_ids=torch.tensor([[self.config.audio_token_id]]),
+                attention_mask=torch.ones(1, mask.shape[1] + 1, dtype=torch.long),
+                audio_out_ids=row[:, None],
+                audio_out_ids_start=torch.tensor([0]),
+                past_key_values=out.past_key_values,
+                cache_audio_discrete_codes_mask=mask,
+            )
+            mask = torch.cat([mask, out.audio_in_discrete_codes_mask | out.audio_out_mask], dim=1)
+            row = sampler.next_row(out.audio_logits, torch.tensor(rows).T)
+        return rows
+
+
+class Sampler:
+    """Boson's ``_sample_audio_tokens`` with the state it is given back at every step.
+
+    Args:
+        model: a ``HiggsAudioModel``, or anything with its method and its few settings.
+    """
+
+    def __init__(self, model: Any, *, processor: Any = None, do_sample: bool = False, **ras: int):
+        self.model = model
+        self.processor = processor or (lambda ids, scores: scores)
+        self.do_sample = do_sample
+        settings = {"audio_eos_token_id": -2, **ras}  # the text id that says: finished
+        self.generation_config = SimpleNamespace(generation_kwargs=settings)
+        self.num_delay = 0
+        self.remaining = None
+        self.finished = False
+
+    def next_row(self, audio_logits: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
+        """Logits ``[1, K, V]`` and the delayed rows so far ``[K, L]`` -> the next row ``[K]``."""
+        text, row, _, _, self.num_delay, self.remaining = self.model._sample_audio_tokens(
+            hidden_states=None,
+            audio_logits=audio_logits,
+            audio_out_ids=history,
+            do_sample=self.do_sample,
+            logits_processor=self.processor,
+            device=audio_logits.device,
+            torch_generator=None,
+            generation_config=self.generation_config,
+            num_delay=self.num_delay,
+            num_remaining_delays=self.remaining,
+        )
+        self.finished = bool((text == -2).any())
+        return row
+
+
+def _transformers_names(raw: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(
+        num_codebooks=raw["audio_num_codebooks"],
+        codebook_size=raw["audio_codebook_size"] + 2,
+        vocab_size=raw["text_config"]["vocab_size"],
+        audio_stream_bos_id=raw["audio_stream_bos_id"],
+        audio_stream_eos_id=raw["audio_stream_eos_id"],
+        audio_token_id=raw["audio_out_token_idx"],
+        audio_bos_token_id=raw["audio_out_bos_token_id"],
+        audio_delay_token_id=raw["audio_out_bos_token_id"] + 1,
+        bos_token_id=raw["text_config"]["bos_token_id"],
+        eos_token_id=raw["text_config"]["bos_token_id"] + EOT,
+        pad_token_id=raw["pad_token_id"],
+    )
+
+
+def _commit(repo: Path) -> str:
+    head = repo / ".git" / "HEAD"
+    if not head.is_file():
+        return "an unknown commit"
+    text = head.read_text().strip()
+    ref = repo / ".git" / text.removeprefix("ref: ")
+    return (ref.read_text().strip() if ref.is_file() else text)[:12]

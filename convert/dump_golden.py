@@ -1,0 +1,286 @@
+"""Write goldens from the reference implementations.
+
+    python convert/dump_golden.py model CHECKPOINT OUT.safetensors
+    python convert/dump_golden.py model CHECKPOINT OUT.safetensors --reference boson \\
+        --boson-repo HIGGS_AUDIO_CHECKOUT
+    python convert/dump_golden.py codec CHECKPOINT OUT.safetensors --length-mode boson
+    python convert/dump_golden.py names OUT.json
+
+convert/README.md lists what the files hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file or with -m
+
+from mlx_higgs.types import HiggsError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from convert.reference import Prompt, Reference
+
+CLIP_FRAMES = 6
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def random_prompt(config: Any, seed: int) -> Prompt:
+    """Text, a clip, more text, and the token that starts speech."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    K, first = config.num_codebooks, config.bos_token_id
+
+    def text(count: int) -> list[int]:
+        return rng.integers(0, min(first, config.vocab_size), count).tolist()
+
+    codes = rng.integers(0, config.audio_stream_bos_id, (CLIP_FRAMES, K)).tolist()
+    start = [config.audio_bos_token_id]
+    # transformers looks for its delay ids in the last K ids: keep the clip further away
+    return assemble(config, [[first, *text(12), *start], codes, [*text(K + 8), *start]])
+
+
+def assemble(config: Any, parts: list[Any]) -> Prompt:
+    """Runs of ids ``[n]`` and clips of aligned codes ``[T, K]`` -> one expanded prompt."""
+    from convert.reference import Prompt
+
+    K = config.num_codebooks
+    ids: list[int] = []
+    rows: list[list[int]] = []
+    for part in parts:
+        if not (part and isinstance(part[0], list)):
+            ids += part
+            continue
+        clip = delay(part, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        ids += [config.audio_token_id] * (len(clip) - K + 1) + [config.audio_delay_token_id] * (
+            K - 1
+        )
+        rows += clip
+    if not ids or ids[-1] != config.audio_bos_token_id:
+        raise InputError(f"The prompt must end with id {config.audio_bos_token_id}, which speaks.")
+    return Prompt(ids, rows)
+
+
+def delay(codes: list[list[int]], bos: int, eos: int) -> list[list[int]]:
+    """Aligned codes ``[T, K]`` -> rows ``[T + K + 1, K]``, all-BOS first and all-EOS last."""
+    T, K = len(codes), len(codes[0])
+
+    def at(row: int, k: int) -> int:
+        source = row - 1 - k
+        return bos if source < 0 else eos if source >= T else codes[source][k]
+
+    return [[at(row, k) for k in range(K)] for row in range(T + K + 1)]
+
+
+def read_prompt(path: Path, config: Any) -> Prompt:
+    """A JSON list of ``{"text": [ids]}`` and ``{"audio": [[K codes], ...]}`` items."""
+    try:
+        parts = [item["text"] if "text" in item else item["audio"] for item in _load_json(path)]
+    except (TypeError, KeyError) as error:
+        raise InputError(f'{path}: every item must have "text" or "audio".') from error
+    for part in parts:
+        clip = bool(part) and isinstance(part[0], list)
+        values = [code for row in part for code in row] if clip else part
+        top = config.audio_stream_bos_id if clip else config.vocab_size
+        if clip and any(len(row) != config.num_codebooks for row in part):
+            raise InputError(f"{path}: every row of a clip must hold {config.num_codebooks} codes.")
+        if not all(isinstance(v, int) and 0 <= v < top for v in values):
+            raise InputError(f"{path}: ids and codes must be whole numbers from 0 to {top - 1}.")
+    return assemble(config, parts)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+# ---------------------------------------------------------------- goldens
+
+
+def dump_model(args: argparse.Namespace) -> str:
+    import torch
+
+    reference = _talker(args)
+    config = reference.config
+    prompt = (
+        read_prompt(args.prompt_json, config)
+        if args.prompt_json
+        else random_prompt(config, args.seed)
+    )
+    audio, text = reference.prefill(prompt)
+    rows = reference.greedy(prompt, args.frames)
+    K = config.num_codebooks
+    tensors = {
+        "input_ids": torch.tensor(prompt.ids, dtype=torch.int32),
+        "audio_rows": torch.tensor(prompt.rows, dtype=torch.int32).reshape(-1, K),
+        "audio_logits": audio.float(),
+        "greedy_rows": torch.tensor(rows, dtype=torch.int32).reshape(-1, K),
+    }
+    if text is not None:
+        tensors.update(_text_logits(text, args.text_positions))
+    metadata = {"layout": reference.layout, "reference": reference.name, "dtype": "float32"}
+    _save(args.out, tensors, metadata)
+    return f"{len(prompt.ids)} positions, {len(prompt.rows)} clip rows, {len(rows)} greedy rows"
+
+
+def _talker(args: argparse.Namespace) -> Reference:
+    from convert.reference import TransformersTalker
+
+    if args.reference == "boson":
+        from convert.boson_repo import BosonTalker
+
+        if args.boson_repo is None:
+            raise InputError("--reference boson needs --boson-repo, a checkout of its code.")
+        return BosonTalker(args.checkpoint, args.boson_repo)
+    return TransformersTalker(args.checkpoint)
+
+
+def _text_logits(text: torch.Tensor, positions: list[int] | None) -> dict[str, torch.Tensor]:
+    import torch
+
+    if positions is None:
+        return {"text_logits": text.float()}
+    if not positions:
+        return {}
+    S = len(text)
+    outside = [p for p in positions if not -S <= p < S]
+    if outside:
+        raise InputError(f"--text-positions {outside[0]} lies outside the prompt's {S} positions.")
+    index = torch.tensor([p % S for p in positions])
+    return {"text_logits": text[index].float(), "text_positions": index.int()}
+
+
+def dump_codec(args: argparse.Namespace) -> str:
+    import torch
+
+    from convert.reference import TransformersCodec
+
+    codec = TransformersCodec(args.checkpoint)
+    rate = codec.model.config.sample_rate
+    wave = _read_wav(args.wav, rate) if args.wav else _tone(args.samples, rate, args.seed)
+    codes = codec.encode(wave, args.length_mode)
+    audio = codec.decode(codes)
+    tensors = {"wave": wave, "codes": codes.to(torch.int32), "audio": audio}
+    metadata = {"length_mode": args.length_mode, "reference": codec.name, "dtype": "float32"}
+    _save(args.out, tensors, metadata)
+    return f"{len(wave)} samples, {len(codes)} frames of {codes.shape[1]} codes"
+
+
+def _tone(samples: int, rate: int, seed: int) -> torch.Tensor:
+    """A gliding, swelling tone in noise: no two frames alike."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    start, glide, swell = (torch.rand(3, generator=generator, dtype=torch.float64) + 0.5).tolist()
+    t = torch.arange(samples, dtype=torch.float64) / rate
+    noise = torch.randn(samples, generator=generator, dtype=torch.float64)
+    tone = torch.sin(2 * torch.pi * t * (220 * start + 300 * glide * t))
+    return ((0.6 + 0.4 * torch.sin(9 * swell * t)) * (0.3 * tone + 0.05 * noise)).float()
+
+
+def _read_wav(path: Path, rate: int) -> torch.Tensor:
+    import soundfile
+    import torch
+
+    try:
+        samples, found = soundfile.read(path, dtype="float32")
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if found != rate or samples.ndim != 1:
+        raise InputError(f"{path} must be mono at {rate} Hz, so that nothing else resamples it.")
+    return torch.from_numpy(samples)
+
+
+def dump_names(args: argparse.Namespace) -> str:
+    """Every weight of the real 3B with its shape, in both spellings, without any weights."""
+    import math
+
+    import torch
+    from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+    from convert.layouts import LAYOUTS, REAL, rename, transformers_config
+
+    with torch.device("meta"):
+        config = HiggsAudioV2Config(**transformers_config(REAL))
+        model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    total = sum(math.prod(shape) for shape in shapes.values())
+    content: dict[str, Any] = {"tensors": len(shapes), "parameters": total}
+    for layout in LAYOUTS:
+        content[layout] = {rename(name, layout): shape for name, shape in shapes.items()}
+    lines = json.dumps(content, indent=0).replace(",\n", ", ").replace("[\n", "[")
+    args.out.write_text(lines.replace("\n]", "]").replace('], "', '],\n"') + "\n")
+    return f"{len(shapes)} tensors, {total:,} parameters"
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=metadata)
+    except Exception as error:  # safetensors raises its own kind for a missing folder
+        raise InputError(f"{path} cannot be written: {error}") from error
+
+
+# ---------------------------------------------------------------- command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Write goldens from the reference models.")
+    commands = parser.add_subparsers(required=True, metavar="model | codec | names")
+
+    model = commands.add_parser("model", help="logits of a prompt and a greedy continuation")
+    model.add_argument("checkpoint", type=Path, help="a talker folder, of either layout")
+    model.add_argument("out", type=Path, help="the .safetensors file to write")
+    model.add_argument("--seed", type=int, default=0, help="draws the prompt")
+    model.add_argument("--prompt-json", type=Path, help='[{"text": [ids]}, {"audio": [[codes]]}]')
+    model.add_argument("--frames", type=int, default=24, help="most greedy rows")
+    model.add_argument(
+        "--text-positions",
+        type=int,
+        nargs="*",
+        metavar="P",
+        help="keep text logits of these positions only (none given: of no position)",
+    )
+    model.add_argument("--reference", choices=["transformers", "boson"], default="transformers")
+    model.add_argument("--boson-repo", type=Path, help="a checkout of boson-ai/higgs-audio")
+    model.set_defaults(run=dump_model)
+
+    codec = commands.add_parser("codec", help="a waveform, its codes and their audio")
+    codec.add_argument("checkpoint", type=Path, help="a codec folder in transformers' layout")
+    codec.add_argument("out", type=Path, help="the .safetensors file to write")
+    codec.add_argument("--length-mode", choices=["hf", "boson", "align"], default="hf")
+    codec.add_argument("--seed", type=int, default=0, help="draws the waveform")
+    codec.add_argument("--samples", type=int, default=20 * 960, help="its length")
+    codec.add_argument("--wav", type=Path, help="a recording instead of a drawn waveform")
+    codec.set_defaults(run=dump_codec)
+
+    names = commands.add_parser("names", help="the real 3B's weight names and shapes")
+    names.add_argument("out", type=Path, help="the .json file to write")
+    names.set_defaults(run=dump_names)
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    try:
+        report = args.run(args)
+    except HiggsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.out}: {report}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What all commands share: spelling of options, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from .types import HiggsError
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def run(
+    parser: argparse.ArgumentParser, command: Command, argv: Sequence[str] | None = None
+) -> int:
+    """Parse and run; 0, or 2 for bad input, 1 for a failure, 130 when interrupted."""
+    arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    try:
+        command(arguments)
+    except HiggsError as error:
+        return _fail(parser.prog, str(error), error.exit_code)
+    except OSError as error:
+        return _fail(parser.prog, str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(parser.prog, "interrupted; nothing was written", 130)
+    return 0
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """``--ref_audio`` -> ``--ref-audio``: both spellings are common in this field."""
+    out = list(argv)
+    for index, word in enumerate(out):
+        if word == "--":
+            break
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            out[index] = name.replace("_", "-") + equals + value
+    return out
+
+
+def note(message: str) -> None:
+    """A line for the person, not for the pipe."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _fail(prog: str, message: str, code: int) -> int:
+    note(f"{prog}: error: {' '.join(message.split())}")
+    return code

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth, measured: equality with the reference."""

@@ -1,0 +1,66 @@
+"""``python -m mlx_higgs.evaluate``: measure a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..cli import run
+from ..types import GenerationError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mlx_higgs.evaluate", description="Measure a checkpoint.", allow_abbrev=False
+    )
+    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
+    parity = tools.add_parser("parity", help="the talker against the reference's golden file")
+    parity.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    _add_common(parity)
+    _add_common(tools.add_parser("codec", help="the codec against the reference's golden file"))
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder or hub name")
+    parser.add_argument("golden", type=Path, help="made by convert/dump_golden.py")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="MAX", help="fail when a value is further off than this"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(build_parser(), evaluate, argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.tool == "parity":
+        from .parity import parity
+
+        report = asdict(parity(arguments.checkpoint, arguments.golden, arguments.dtype))
+        worst, equal = report["max_abs"], report["greedy_rows_equal"]
+    else:
+        from .codec import codec_parity
+
+        report = asdict(codec_parity(arguments.checkpoint, arguments.golden))
+        worst, equal = report["decode_max_abs"], report["code_agreement"] == 1.0
+    _print(report, arguments.json)
+    if arguments.tolerance is not None and not (worst <= arguments.tolerance and equal):
+        raise GenerationError(f"Not equal to the reference within {arguments.tolerance}.")
+
+
+def _print(report: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name, value in report.items():
+        if value is not None:
+            print(f"{name:24} {value:.3g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

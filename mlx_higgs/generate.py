@@ -1,0 +1,304 @@
+"""``python -m mlx_higgs.generate``: text in, a sound file out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli import note, run
+from .types import FRAME_RATE, InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from .server import HiggsAudioServer, SpeechRequest
+    from .types import Speech
+
+EPILOG = """\
+examples:
+  python -m mlx_higgs.generate --text "three one four one five"
+  echo "nine two six" | python -m mlx_higgs.generate -o digits.flac
+  python -m mlx_higgs.generate --model bosonai/higgs-tts-2-3b-base --quantize 8 \\
+      --ref-audio clip.wav --ref-text "What the clip says." --text "Good morning."
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mlx_higgs.generate",
+        description="Text to speech with Higgs Audio.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_input(parser)
+    _add_voice(parser)
+    _add_sampling(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to say, with which model")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--text", help="the text (default: standard input)")
+    source.add_argument("--file", type=Path, help="a UTF-8 text file")
+    group.add_argument(
+        "--model", default="demo", help="folder or hub name (default: the bundled demo)"
+    )
+    group.add_argument("--codec", help="folder or hub name, when not beside the model")
+    group.add_argument("--tokenizer", help="folder or hub name, when not beside the model")
+    group.add_argument("--revision", help="commit or branch of a hub model")
+    group.add_argument(
+        "--quantize",
+        nargs="?",
+        const=8,
+        type=int,
+        metavar="BITS",
+        help="quantise while loading (default: 8 bits)",
+    )
+    group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
+
+
+def _add_voice(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("voice")
+    group.add_argument(
+        "--ref-audio",
+        action="append",
+        metavar="CLIP",
+        help="clip to clone, 5 to 12 s; repeat for [SPEAKER0], [SPEAKER1], ...",
+    )
+    group.add_argument(
+        "--ref-text",
+        action="append",
+        metavar="WORDS",
+        help="the clip's exact words (default: CLIP.txt beside it)",
+    )
+    group.add_argument(
+        "--voice",
+        action="append",
+        metavar="NAME",
+        help="a voice of examples/voice_prompts or $MLX_HIGGS_VOICES, or profile:DESCRIPTION",
+    )
+    group.add_argument(
+        "--ref-in-system", action="store_true", help="put the clips into the system turn"
+    )
+    group.add_argument("--scene", help='where it is spoken; "" for none')
+    group.add_argument("--system", help="the whole system turn")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (default: the checkpoint's)")
+    group.add_argument("--temperature", type=float, help="0 takes the most likely code")
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--top-k", type=int, help="0 is off")
+    group.add_argument("--ras-window", "--ras-win-len", type=int, help="0 is off")
+    group.add_argument("--ras-max-repeats", "--ras-max-repeat", type=int)
+    group.add_argument("--seed", type=int, help="default: drawn and printed")
+    group.add_argument(
+        "--max-frames", "--max-tokens", "--max-new-frames", type=int, help="25 make a second"
+    )
+    group.add_argument(
+        "--machine", choices=("boson", "transformers"), help="whose end-of-speech rules"
+    )
+    group.add_argument("--no-guards", action="store_true", help="let runaways run")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output",
+        default="speech.wav",
+        help="a .wav, .flac, .mp3, .opus or .ogg; - is a WAV on stdout (default: %(default)s)",
+    )
+    group.add_argument("--force", action="store_true", help="replace an existing file")
+    group.add_argument("--play", action="store_true", help="play it as well")
+    group.add_argument("--fade-in-ms", type=float, default=0.0)
+    group.add_argument("--fade-out-ms", type=float, default=0.0)
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(build_parser(), generate, argv)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked, then load, speak and write."""
+    from . import audio
+    from .sampling import SamplingParams
+    from .text import is_blank
+
+    text = read_text(arguments)
+    if is_blank(text):
+        raise InputError(f"There is nothing to say in the text {text!r}.")
+    if arguments.output != "-":
+        audio.check_output(arguments.output, force=arguments.force)
+    request = build_request(arguments, text)
+    request.sampling(SamplingParams())
+    server = load_server(arguments)
+    announce(server, request)
+    speech = speak(server, request)
+    _deliver(arguments, speech)
+
+
+def read_text(arguments: argparse.Namespace) -> str:
+    """The text of ``--text``, ``--file`` or standard input."""
+    try:
+        if arguments.text is not None:
+            return arguments.text
+        if arguments.file is not None:
+            return arguments.file.read_text(encoding="utf-8")
+        if sys.stdin.isatty():
+            raise InputError("There is no text: give --text, --file, or pipe it in.")
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The text is not UTF-8 ({error}).") from error
+    except OSError as error:
+        raise InputError(f"The text file cannot be read: {error}.") from error
+
+
+def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
+    from .server import SpeechRequest
+
+    return SpeechRequest(
+        target_text=text,
+        reference_audio_path=arguments.ref_audio,
+        reference_text=arguments.ref_text,
+        voice=arguments.voice,
+        references_in_system=arguments.ref_in_system,
+        scene=arguments.scene,
+        system=arguments.system,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        max_new_frames=arguments.max_frames,
+        ras_win_len=arguments.ras_window,
+        ras_max_repeat=arguments.ras_max_repeats,
+        fade_in_ms=arguments.fade_in_ms,
+        fade_out_ms=arguments.fade_out_ms,
+        seed=arguments.seed,
+        normalize=False if arguments.no_normalize else None,
+        machine=arguments.machine,
+        guards=not arguments.no_guards,
+    )
+
+
+def load_server(arguments: argparse.Namespace) -> HiggsAudioServer:
+    from .quantization import Quantization
+    from .server import HiggsAudioServer
+
+    bits = arguments.quantize
+    return HiggsAudioServer.from_pretrained(
+        arguments.model,
+        arguments.codec,
+        arguments.tokenizer,
+        quantize=None if bits is None else Quantization.of(bits),
+        revision=arguments.revision,
+    )
+
+
+def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
+    """What a person should know of this checkpoint before listening."""
+    defaults = server.higgs.defaults
+    if defaults.notice:
+        note(defaults.notice)
+    if not defaults.clones and (request.reference_audio_path or request.voice):
+        note("This checkpoint cannot clone: the reference will not change its voice.")
+
+
+def speak(server: HiggsAudioServer, request: SpeechRequest) -> Speech:
+    """Generate with a progress bar per frame."""
+    import numpy as np
+
+    started = time.perf_counter()
+    job = server.start(request)
+    with Progress(request.target_text) as progress:
+        job.stream.on_row = progress.show
+        pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in job)])
+    return job.result(pcm, time.perf_counter() - started)
+
+
+@dataclass
+class Progress:
+    """A bar per frame: seconds made, speed, and an ETA guessed from the text's length."""
+
+    text: str
+    CHARACTERS_PER_SECOND = 14.0  # of calm English speech
+
+    def __enter__(self) -> Progress:
+        from tqdm import tqdm
+
+        seconds = 1.0 + len(self.text) / self.CHARACTERS_PER_SECOND
+        self._bar: tqdm = tqdm(
+            total=round(seconds * FRAME_RATE),
+            unit="frame",
+            bar_format="{desc} |{bar}| {rate_fmt} ETA {remaining}",
+            desc="0.0 s",
+        )
+        return self
+
+    def show(self, rows: int) -> None:
+        seconds, spent = rows / FRAME_RATE, self._bar.format_dict["elapsed"]
+        self._bar.total = max(self._bar.total, rows)
+        speed = f"{seconds / spent:.2f}x real time" if spent else ""
+        self._bar.set_description_str(f"{seconds:.1f} s made, {speed}", refresh=False)
+        self._bar.update()
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+
+def _deliver(arguments: argparse.Namespace, speech: Speech) -> None:
+    from . import audio
+
+    if arguments.output == "-":
+        audio.write_stdout(speech.pcm, speech.sampling_rate)
+    else:
+        audio.write(arguments.output, speech.pcm, speech.sampling_rate)
+    if arguments.play:
+        audio.play(speech.pcm, speech.sampling_rate)
+    note(summary(speech))
+    if arguments.json:
+        print(json.dumps(report(speech, arguments.output)), file=_lines(arguments))
+    elif arguments.output != "-":
+        print(arguments.output)
+
+
+def _lines(arguments: argparse.Namespace):
+    return sys.stderr if arguments.output == "-" else sys.stdout
+
+
+def summary(speech: Speech) -> str:
+    """One line: how long, how fast, why it ended, which seed."""
+    warnings = {
+        "length": " (the frame limit cut it: see --max-frames)",
+        "silence": " (it fell silent)",
+        "repetition": " (it repeated itself: try another --seed)",
+    }
+    return (
+        f"{speech.duration:.2f} s of speech in {speech.seconds:.2f} s "
+        f"(real-time factor {speech.real_time_factor:.2f}), seed {speech.seed}, "
+        f"stopped by {speech.stop_reason}{warnings.get(speech.stop_reason, '')}"
+    )
+
+
+def report(speech: Speech, path: str) -> dict:
+    """The result without its samples, for ``--json``."""
+    fields = {k: v for k, v in asdict(speech).items() if k not in ("pcm", "codes")}
+    return {
+        "path": path,
+        **fields,
+        "duration": speech.duration,
+        "real_time_factor": speech.real_time_factor,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
