@@ -60,13 +60,17 @@ class DelayPattern:
         """Ids below this are codes."""
         return min(self.bos_id, self.eos_id)
 
+    def num_rows(self, frames: int) -> int:
+        """Rows that a clip of so many frames takes."""
+        return frames + 2 * self.edge_frames + self.num_codebooks - 1
+
     def apply(self, codes: mx.array) -> mx.array:
         """Aligned codes ``[T, K]`` -> delayed rows ``[T + 2 * edge_frames + K - 1, K]``."""
         if codes.ndim != 2 or codes.shape[1] != self.num_codebooks or codes.shape[0] < 1:
             raise InputError(f"Expected codes [T, {self.num_codebooks}], got {codes.shape}.")
         T, K = codes.shape
         shift = mx.arange(K) + self.edge_frames
-        source = mx.arange(T + 2 * self.edge_frames + K - 1)[:, None] - shift
+        source = mx.arange(self.num_rows(T))[:, None] - shift
         rows = mx.take_along_axis(codes.astype(mx.int32), mx.clip(source, 0, T - 1), axis=0)
         rows = mx.where(source < 0, self.bos_id, rows)
         return mx.where(source >= T, self.eos_id, rows)

@@ -72,6 +72,13 @@ class Voice:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A voice described in words: ``Profile("Male, British accent, calm and slow.")``."""
+
+    description: str
+
+
+@dataclass(frozen=True)
 class SpeechChunk:
     """Samples that are final: mono float32 ``[N]`` at ``sampling_rate``."""
 

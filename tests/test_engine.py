@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from mlx_higgs import HiggsAudioServer, Voice, frames
-from mlx_higgs.server.engine import SpeechRequest
+from mlx_higgs.server import SpeechRequest
 from mlx_higgs.text import frame_cap
 from mlx_higgs.types import Audio, GenerationError, InputError
 

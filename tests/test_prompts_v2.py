@@ -18,13 +18,12 @@ from mlx_higgs.prompts.tokenizer import PromptTokenizer, read_tokenizer
 from mlx_higgs.prompts.v2 import (
     MARKERS,
     SOUND_TOKENS,
-    Profile,
     PromptBuilder,
     Turn,
     with_markers,
 )
 from mlx_higgs.text import is_blank, speaker_tags
-from mlx_higgs.types import Audio, CheckpointError, InputError, Prompt, Text, Voice
+from mlx_higgs.types import Audio, CheckpointError, InputError, Profile, Prompt, Text, Voice
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/prompts_v2.json").read_text("utf-8"))
 TOKENIZER = toy_tokenizer()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tokenizers import Tokenizer
 
 from ..text import is_blank, speaker_tags
-from ..types import Audio, InputError, Prompt, Text, Voice
+from ..types import Audio, InputError, Profile, Prompt, Text, Voice
 from .tokenizer import PromptTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
@@ -68,13 +68,6 @@ class Turn:
 
     role: Role
     parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A voice described in words: ``Profile("Male, British accent, calm and slow.")``."""
-
-    description: str
 
 
 class PromptBuilder:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -20,82 +17,21 @@ from ..loading import DEFAULT_MODEL, Higgs, load
 from ..quantization import Quantization
 from ..sampling import SamplingParams
 from ..streaming import MAX_SILENCE, SpeechStream
-from ..text import frame_cap, is_blank, normalize
+from ..text import is_blank, normalize
 from ..types import (
     FRAME_RATE,
     GenerationError,
     InputError,
+    Profile,
     Prompt,
     Speech,
     SpeechChunk,
-    Text,
     Voice,
 )
 from ..voices import Reference, find_voice, reference
+from .request import SpeechRequest, fit
 
-if TYPE_CHECKING:
-    from ..prompts.v2 import Profile
-
-Clips = str | os.PathLike | Sequence[str | os.PathLike]
-MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
-CHARACTERS_PER_SECOND = 40.0  # faster than anybody speaks
 PROFILE = "profile:"
-
-
-@dataclass(frozen=True)
-class SpeechRequest:
-    """What to say, in which voice, drawn how. None leaves a choice to the checkpoint.
-
-    Args:
-        target_text: what to say; ``[SPEAKER0]`` tags change the speaker.
-        reference_audio_path: a clip to clone, or several (SPEAKER0 first).
-        reference_text: their exact words; None reads ``CLIP.txt`` beside each clip.
-        voice: names, ``Voice`` objects, or ``profile:DESCRIPTION``; after the clips above.
-        references_in_system: put the clips into the system turn, without transcripts.
-        scene: where it is spoken; "" for none.
-        system: the whole system turn instead of the one made from the scene.
-        max_new_frames: rows at most, 25 a second.
-        ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
-        fade_in_ms, fade_out_ms: linear fades on the result.
-        seed: None draws one.
-        normalize: full-width marks, ``[laugh]`` tags and the ending, as Boson's examples do it.
-        machine: whose end-of-speech rules apply, ``boson`` or ``transformers``.
-        guards: stop runaways (silence, repetition, far too long for the text).
-    """
-
-    target_text: str
-    reference_audio_path: Clips | None = None
-    reference_text: str | Sequence[str] | None = None
-    voice: str | Voice | Sequence[str | Voice] | None = None
-    references_in_system: bool = False
-    scene: str | None = None
-    system: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_new_frames: int | None = None
-    ras_win_len: int | None = None
-    ras_max_repeat: int | None = None
-    fade_in_ms: float = 0.0
-    fade_out_ms: float = 0.0
-    seed: int | None = None
-    normalize: bool | None = None
-    machine: str | None = None
-    guards: bool = True
-
-    def sampling(self, defaults: SamplingParams) -> SamplingParams:
-        """The checkpoint's defaults, with this request's choices and a seed."""
-        chosen = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "ras_window": self.ras_win_len,
-            "ras_max_repeats": self.ras_max_repeat,
-            "max_frames": self.max_new_frames,
-            "machine": self.machine,
-            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
-        }
-        return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
 
 
 class HiggsAudioServer:
@@ -196,7 +132,7 @@ class HiggsAudioServer:
         """Check a request and build its prompt; the work begins when the job is iterated."""
         params = request.sampling(self.higgs.defaults.sampling)
         prompt, text = self._prompt(request)
-        params = _fit(params, request, text, prompt, self.higgs.model.delay.num_codebooks)
+        params = fit(params, request, text, prompt, self.higgs.model.delay)
         return SpeechJob(self.higgs, request, prompt, params, chunk_frames)
 
     def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
@@ -228,8 +164,6 @@ class HiggsAudioServer:
         if isinstance(voice, Voice):
             return voice
         if voice.startswith(PROFILE):
-            from ..prompts.v2 import Profile
-
             return Profile(voice.removeprefix(PROFILE).strip())
         return self._encode(find_voice(voice))
 
@@ -314,32 +248,3 @@ def _frames_in(chunk_ms: float) -> int:
     if not chunk_ms > 0:
         raise InputError(f"chunk_ms is {chunk_ms}: it must be above 0.")
     return max(1, round(chunk_ms / 1000 * FRAME_RATE))
-
-
-def _positions(prompt: Prompt, num_codebooks: int) -> int:
-    """Length of the embedded prompt; a clip of T frames takes T + K + 1."""
-    return sum(
-        len(p.ids) if isinstance(p, Text) else p.codes.shape[0] + num_codebooks + 1 for p in prompt
-    )
-
-
-def _fit(
-    params: SamplingParams, request: SpeechRequest, text: str, prompt: Prompt, num_codebooks: int
-) -> SamplingParams:
-    """Bound the frames by the room there is and, guarded, by what the text can last.
-
-    Raises:
-        InputError: a text that cannot fit.
-    """
-    room = MAX_POSITIONS - _positions(prompt, num_codebooks)
-    frames = min(params.max_frames, room)
-    shortest = len(text) / CHARACTERS_PER_SECOND * FRAME_RATE
-    if shortest > frames and (request.max_new_frames is None or frames < params.max_frames):
-        raise InputError(
-            f"The text of {len(text)} characters cannot fit: {max(frames, 0)} frames "
-            f"({max(frames, 0) / FRAME_RATE:.0f} s) are left for it. Split it, shorten the "
-            "references, or raise --max-frames (max_new_frames)."
-        )
-    if request.guards and request.max_new_frames is None:
-        frames = min(frames, frame_cap(text))
-    return replace(params, max_frames=frames)

@@ -1,0 +1,102 @@
+"""A request for speech, and the bounds it is held to."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..delay import DelayPattern
+from ..sampling import SamplingParams
+from ..text import frame_cap
+from ..types import FRAME_RATE, InputError, Prompt, Text, Voice
+
+Clips = str | os.PathLike | Sequence[str | os.PathLike]
+MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
+CHARACTERS_PER_SECOND = 40.0  # faster than anybody speaks
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to say, in which voice, drawn how. None leaves a choice to the checkpoint.
+
+    Args:
+        target_text: what to say; ``[SPEAKER0]`` tags change the speaker.
+        reference_audio_path: a clip to clone, or several (SPEAKER0 first).
+        reference_text: their exact words; None reads ``CLIP.txt`` beside each clip.
+        voice: names, ``Voice`` objects, or ``profile:DESCRIPTION``; after the clips above.
+        references_in_system: put the clips into the system turn, without transcripts.
+        scene: where it is spoken; "" for none.
+        system: the whole system turn instead of the one made from the scene.
+        max_new_frames: rows at most, 25 a second.
+        ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
+        fade_in_ms, fade_out_ms: linear fades on the result.
+        seed: None draws one.
+        normalize: full-width marks, ``[laugh]`` tags and the ending, as Boson's examples do it.
+        machine: whose end-of-speech rules apply, ``boson`` or ``transformers``.
+        guards: stop runaways (silence, repetition, far too long for the text).
+    """
+
+    target_text: str
+    reference_audio_path: Clips | None = None
+    reference_text: str | Sequence[str] | None = None
+    voice: str | Voice | Sequence[str | Voice] | None = None
+    references_in_system: bool = False
+    scene: str | None = None
+    system: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_frames: int | None = None
+    ras_win_len: int | None = None
+    ras_max_repeat: int | None = None
+    fade_in_ms: float = 0.0
+    fade_out_ms: float = 0.0
+    seed: int | None = None
+    normalize: bool | None = None
+    machine: str | None = None
+    guards: bool = True
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """The checkpoint's defaults, with this request's choices and a seed."""
+        chosen = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "ras_window": self.ras_win_len,
+            "ras_max_repeats": self.ras_max_repeat,
+            "max_frames": self.max_new_frames,
+            "machine": self.machine,
+            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
+        }
+        return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def fit(
+    params: SamplingParams,
+    request: SpeechRequest,
+    text: str,
+    prompt: Prompt,
+    delay: DelayPattern,
+) -> SamplingParams:
+    """Bound the frames by the room there is and, guarded, by what the text can last.
+
+    Raises:
+        InputError: a text that cannot fit.
+    """
+    taken = sum(
+        len(part.ids) if isinstance(part, Text) else delay.num_rows(len(part.codes))
+        for part in prompt
+    )
+    frames = min(params.max_frames, MAX_POSITIONS - taken)
+    shortest = len(text) / CHARACTERS_PER_SECOND * FRAME_RATE
+    if shortest > frames and (request.max_new_frames is None or frames < params.max_frames):
+        raise InputError(
+            f"The text of {len(text)} characters cannot fit: {max(frames, 0)} frames "
+            f"({max(frames, 0) / FRAME_RATE:.0f} s) are left for it. Split it, shorten the "
+            "references, or raise --max-frames (max_new_frames)."
+        )
+    if request.guards and request.max_new_frames is None:
+        frames = min(frames, frame_cap(text))
+    return replace(params, max_frames=frames)
