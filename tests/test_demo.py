@@ -37,11 +37,7 @@ def recognise():
 
 
 def test_a_recogniser_understands_the_demo(server, recognise, seed: int):
-    """40 random strings of 3 to 6 digits: the aim is a word error rate of 6 %.
-
-    Measured: see README. The gate leaves three standard errors of a test of this length, because
-    the strings are new in every run.
-    """
+    """40 random strings of 3 to 6 digits: a word error rate of at most 6 % (README: measured)."""
     jiwer = pytest.importorskip("jiwer")
     rng = random.Random(seed)
     said = [" ".join(rng.choices(DIGITS, k=rng.randint(3, 6))) for _ in range(STRINGS)]
@@ -53,6 +49,6 @@ def test_a_recogniser_understands_the_demo(server, recognise, seed: int):
     error = jiwer.wer(said, [text or "-" for text in heard])
     print(f"word error rate {error:.1%}")
     assert {speech.stop_reason for speech in speeches} == {"eos"}
-    assert error <= 0.06 + 3 * np.sqrt(0.06 * 0.94 / sum(map(len, map(str.split, said))))
+    assert error <= 0.06
     shuffled = jiwer.wer(said[1:] + said[:1], [text or "-" for text in heard])
     assert shuffled > 0.6  # the recogniser hears words, not a grammar

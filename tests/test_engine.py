@@ -138,7 +138,8 @@ def test_the_cap_follows_the_text_when_guarded(server: HiggsAudioServer):
     def cap(**options):
         return server.start(SpeechRequest("one two", **options)).params.max_frames
 
-    assert cap() == frame_cap("one two.")
+    assert cap() == frame_cap("one two")
+    assert cap(normalize=True) == frame_cap("one two.")
     assert cap(guards=False) == 2048
     assert cap(max_new_frames=77) == 77
 

@@ -140,7 +140,8 @@ class HiggsAudioServer:
         wanted = defaults.normalize if request.normalize is None else request.normalize
         if is_blank(request.target_text):
             raise InputError(f"There is nothing to say in the text {request.target_text!r}.")
-        text = normalize(request.target_text) if wanted else request.target_text
+        text = request.target_text.strip()
+        text = normalize(text) if wanted else text
         scene = defaults.scene if request.scene is None and not request.system else request.scene
         prompt = self.higgs.prompts.build(
             text,
