@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from .types import SAMPLE_RATE, InputError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from soundfile import SoundFile
+
 # suffix -> (container, codec) of libsndfile
 FORMATS = {
     ".wav": ("WAV", "PCM_16"),
@@ -25,6 +28,7 @@ FORMATS = {
 }
 MIN_REFERENCE_SECONDS = 0.2
 MAX_REFERENCE_SECONDS = 60.0
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 4_000, 192_000, 8  # what recorders write
 SILENCE = 1e-4  # -80 dBFS: no sample of speech stays below it for long
 
 
@@ -41,7 +45,7 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
         raise InputError(f"The reference {path} does not exist.")
     try:
         with soundfile.SoundFile(path) as file:
-            _check_length(path, file.frames / file.samplerate)
+            _check_length(path, file)
             wave = file.read(dtype="float32", always_2d=True).mean(axis=1)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
@@ -56,7 +60,14 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
     return to_rate(wave, rate, sample_rate)
 
 
-def _check_length(path: Path, seconds: float) -> None:
+def _check_length(path: Path, file: SoundFile) -> None:
+    """Before anything is decoded: a small file can hold hours of silence."""
+    seconds = file.frames / file.samplerate
+    if not MIN_RATE <= file.samplerate <= MAX_RATE or file.channels > MAX_CHANNELS:
+        raise InputError(
+            f"The reference {path} has {file.channels} channels at {file.samplerate} Hz: at most "
+            f"{MAX_CHANNELS}, at {MIN_RATE} to {MAX_RATE} Hz, can be used."
+        )
     if seconds < MIN_REFERENCE_SECONDS:
         raise InputError(
             f"The reference {path} lasts {seconds:.2f} s: at least {MIN_REFERENCE_SECONDS} s are "
@@ -106,7 +117,7 @@ def write(path: str | os.PathLike, wave: np.ndarray, sample_rate: int = SAMPLE_R
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     try:
-        _encode(temporary, wave, sample_rate, path.suffix.lower())
+        _encode_file(path, temporary, wave, sample_rate)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -123,6 +134,15 @@ def write_stdout(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     _encode(buffer, wave, sample_rate, ".wav")
     sys.stdout.buffer.write(buffer.getvalue())
     sys.stdout.buffer.flush()
+
+
+def _encode_file(path: Path, temporary: str, wave: np.ndarray, sample_rate: int) -> None:
+    import soundfile
+
+    try:
+        _encode(temporary, wave, sample_rate, path.suffix.lower())
+    except soundfile.SoundFileError as error:  # says no more than "System error"
+        raise OSError(f"{path} could not be written ({error}) Is the disk full?") from error
 
 
 def _encode(target: str | BinaryIO, wave: np.ndarray, sample_rate: int, suffix: str) -> None:
@@ -143,10 +163,15 @@ def _umask() -> int:
     return mask
 
 
+def check_fades(in_ms: float, out_ms: float) -> None:
+    """Raises InputError for lengths that are none."""
+    if not (0 <= in_ms < math.inf and 0 <= out_ms < math.inf):
+        raise InputError(f"Fades last 0 ms or more, not {in_ms} ms in and {out_ms} ms out.")
+
+
 def fade(wave: np.ndarray, sample_rate: int, in_ms: float = 0.0, out_ms: float = 0.0) -> np.ndarray:
     """Linear fades at both ends, in milliseconds."""
-    if min(in_ms, out_ms) < 0:
-        raise InputError(f"Fades cannot be negative: {in_ms} ms in, {out_ms} ms out.")
+    check_fades(in_ms, out_ms)
     wave = np.array(wave, dtype=np.float32)
     rise = min(len(wave), round(in_ms * sample_rate / 1000))
     fall = min(len(wave), round(out_ms * sample_rate / 1000))
@@ -163,10 +188,10 @@ def play(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """
     try:
         import sounddevice
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"Cannot play ({error}). Install it with: pip install 'mlx_higgs[play]'"
-        ) from error
+    except ImportError as error:
+        raise InputError("Cannot play: pip install 'mlx_higgs[play]' first.") from error
+    except OSError as error:  # the wheel for Linux holds no PortAudio
+        raise InputError("Cannot play without PortAudio: apt install libportaudio2.") from error
     try:
         sounddevice.play(wave, sample_rate, blocking=True)
     except sounddevice.PortAudioError as error:

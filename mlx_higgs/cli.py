@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from .types import HiggsError
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage is one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -16,6 +27,8 @@ def run(
 ) -> int:
     """Parse and run; 0, or 2 for bad input, 1 for a failure, 130 when interrupted."""
     arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half files go
     try:
         command(arguments)
     except HiggsError as error:
@@ -23,7 +36,7 @@ def run(
     except OSError as error:
         return _fail(parser.prog, str(error), 1)
     except KeyboardInterrupt:
-        return _fail(parser.prog, "interrupted; nothing was written", 130)
+        return _fail(parser.prog, "interrupted", 130)
     return 0
 
 

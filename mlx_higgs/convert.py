@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import note, run
+from .cli import Parser, note, run
 from .quantization import DTYPES, MODES, Quantization, stored_quantization
 from .types import HiggsError, InputError
 
@@ -25,7 +25,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx_higgs.convert",
         description="Quantise a Higgs Audio checkpoint, or change its dtype.",
         epilog=EPILOG,
@@ -115,8 +115,9 @@ def convert(
         InputError: a source or target that cannot be used, a quantised source.
         HiggsError: the upload failed; the folder is complete.
     """
-    from .loading import HUB_NAME, codec_beside, read_json, resolve
+    from .loading import HUB_NAME, codec_beside, resolve
     from .saving import Recipe, check_target, model_card, new_folder
+    from .weights import read_json
 
     if upload_repo and not HUB_NAME.fullmatch(upload_repo):
         raise InputError(f"{upload_repo!r} is not a hub name like owner/name.")
@@ -146,8 +147,9 @@ def write_checkpoint(
     source: Path, folder: Path, recipe: Recipe, codec_folder: Path | None
 ) -> Result:
     """Fill ``folder``: codec, weights, config and what lies beside them."""
-    from .loading import build_model, read_json
+    from .loading import build_model
     from .saving import TOKENIZER, Result, converted_config, copy_files, write_json
+    from .weights import read_json
 
     config = read_json(source / "config.json")
     if codec_folder:

@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import note, run
+from .cli import Parser, note, run
 from .types import FRAME_RATE, InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx_higgs.generate",
         description="Text to speech with Higgs Audio.",
         epilog=EPILOG,
@@ -96,18 +97,31 @@ def _add_voice(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling (default: the checkpoint's)")
     group.add_argument("--temperature", type=float, help="0 takes the most likely code")
-    group.add_argument("--top-p", type=float)
+    group.add_argument(
+        "--top-p", type=float, help="draw from the likeliest codes that make up this share"
+    )
     group.add_argument("--top-k", type=int, help="0 is off")
-    group.add_argument("--ras-window", "--ras-win-len", type=int, help="0 is off")
-    group.add_argument("--ras-max-repeats", "--ras-max-repeat", type=int)
+    group.add_argument(
+        "--ras-window",
+        "--ras-win-len",
+        type=int,
+        help="frames looked back on for repeated codes; 0 is off",
+    )
+    group.add_argument(
+        "--ras-max-repeats", "--ras-max-repeat", type=int, help="draw again a code this often in it"
+    )
     group.add_argument("--seed", type=int, help="default: drawn and printed")
     group.add_argument(
         "--max-frames", "--max-tokens", "--max-new-frames", type=int, help="25 make a second"
     )
     group.add_argument(
-        "--machine", choices=("boson", "transformers"), help="whose end-of-speech rules"
+        "--machine",
+        choices=("boson", "transformers"),
+        help="how speech ends: by Boson's rules (default) or transformers'",
     )
-    group.add_argument("--no-guards", action="store_true", help="let runaways run")
+    group.add_argument(
+        "--no-guards", action="store_true", help="do not stop silence, repetition, endless speech"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +134,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--force", action="store_true", help="replace an existing file")
     group.add_argument("--play", action="store_true", help="play it as well")
-    group.add_argument("--fade-in-ms", type=float, default=0.0)
-    group.add_argument("--fade-out-ms", type=float, default=0.0)
+    group.add_argument("--fade-in-ms", type=float, default=0.0, help="milliseconds")
+    group.add_argument("--fade-out-ms", type=float, default=0.0, help="milliseconds")
     group.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -133,15 +147,17 @@ def generate(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked, then load, speak and write."""
     from . import audio
     from .sampling import SamplingParams
+    from .server.request import check_clips, references
     from .text import is_blank
 
     text = read_text(arguments)
     if is_blank(text):
-        raise InputError(f"There is nothing to say in the text {text!r}.")
+        raise InputError(f"There is nothing to say in the text {text[:60]!r}.")
     if arguments.output != "-":
         audio.check_output(arguments.output, force=arguments.force)
     request = build_request(arguments, text)
     request.sampling(SamplingParams())
+    check_clips(references(request))
     server = load_server(arguments)
     announce(server, request)
     speech = speak(server, request)
@@ -150,18 +166,16 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def read_text(arguments: argparse.Namespace) -> str:
     """The text of ``--text``, ``--file`` or standard input."""
-    try:
-        if arguments.text is not None:
-            return arguments.text
-        if arguments.file is not None:
-            return arguments.file.read_text(encoding="utf-8")
-        if sys.stdin.isatty():
-            raise InputError("There is no text: give --text, --file, or pipe it in.")
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"The text is not UTF-8 ({error}).") from error
-    except OSError as error:
-        raise InputError(f"The text file cannot be read: {error}.") from error
+    from .text import decode
+    from .text import read_text as read_file
+
+    if arguments.text is not None:
+        return arguments.text
+    if arguments.file is not None:
+        return read_file(arguments.file)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("There is no text: give --text, --file, or pipe it in.")
+    return decode(sys.stdin.buffer.read(), "on standard input")
 
 
 def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
@@ -209,8 +223,12 @@ def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
     defaults = server.higgs.defaults
     if defaults.notice:
         note(defaults.notice)
+    if defaults.words:
+        strange = sorted(set(request.target_text.split()) - set(defaults.words))
+        if strange:
+            note(f"It cannot say {', '.join(strange[:5])}: expect nonsense.")
     if not defaults.clones and (request.reference_audio_path or request.voice):
-        note("This checkpoint cannot clone: the reference will not change its voice.")
+        note("This checkpoint cannot clone: the voice asked for is left out.")
 
 
 def speak(server: HiggsAudioServer, request: SpeechRequest) -> Speech:
@@ -218,8 +236,10 @@ def speak(server: HiggsAudioServer, request: SpeechRequest) -> Speech:
     import numpy as np
 
     started = time.perf_counter()
-    job = server.start(request)
-    with Progress(request.target_text) as progress:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # announced
+        job = server.start(request)
+    with Progress(request.target_text, server.higgs.model.delay.num_rows(0)) as progress:
         job.stream.on_row = progress.show
         pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in job)])
     return job.result(pcm, time.perf_counter() - started)
@@ -230,6 +250,7 @@ class Progress:
     """A bar per frame: seconds made, speed, and an ETA guessed from the text's length."""
 
     text: str
+    lag: int  # rows that hold no whole frame
     CHARACTERS_PER_SECOND = 14.0  # of calm English speech
 
     def __enter__(self) -> Progress:
@@ -240,18 +261,20 @@ class Progress:
             total=round(seconds * FRAME_RATE),
             unit="frame",
             bar_format="{desc} |{bar}| {rate_fmt} ETA {remaining}",
-            desc="0.0 s",
+            desc="0.0 s made",
         )
         return self
 
     def show(self, rows: int) -> None:
-        seconds, spent = rows / FRAME_RATE, self._bar.format_dict["elapsed"]
+        seconds, spent = max(0, rows - self.lag) / FRAME_RATE, self._bar.format_dict["elapsed"]
         self._bar.total = max(self._bar.total, rows)
-        speed = f"{seconds / spent:.2f}x real time" if spent else ""
-        self._bar.set_description_str(f"{seconds:.1f} s made, {speed}", refresh=False)
+        speed = f", real-time factor {spent / seconds:.2f}" if seconds else ""
+        self._bar.set_description_str(f"{seconds:.1f} s made{speed}", refresh=False)
         self._bar.update()
 
     def __exit__(self, *exc: object) -> None:
+        self._bar.total = self._bar.n
+        self._bar.refresh()
         self._bar.close()
 
 
@@ -262,13 +285,13 @@ def _deliver(arguments: argparse.Namespace, speech: Speech) -> None:
         audio.write_stdout(speech.pcm, speech.sampling_rate)
     else:
         audio.write(arguments.output, speech.pcm, speech.sampling_rate)
-    if arguments.play:
-        audio.play(speech.pcm, speech.sampling_rate)
     note(summary(speech))
     if arguments.json:
-        print(json.dumps(report(speech, arguments.output)), file=_lines(arguments))
+        print(json.dumps(report(speech, arguments.output)), file=_lines(arguments), flush=True)
     elif arguments.output != "-":
-        print(arguments.output)
+        print(arguments.output, flush=True)
+    if arguments.play:  # last: whatever happens, the file is there and named
+        audio.play(speech.pcm, speech.sampling_rate)
 
 
 def _lines(arguments: argparse.Namespace):
@@ -278,7 +301,7 @@ def _lines(arguments: argparse.Namespace):
 def summary(speech: Speech) -> str:
     """One line: how long, how fast, why it ended, which seed."""
     warnings = {
-        "length": " (the frame limit cut it: see --max-frames)",
+        "length": " (cut: longer than this text should take, see --max-frames)",
         "silence": " (it fell silent)",
         "repetition": " (it repeated itself: try another --seed)",
     }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from .quantization import (
 )
 from .sampling import SamplingParams
 from .types import CheckpointError, InputError
-from .weights import load_tensors, weight_files
+from .weights import load_tensors, read_json, weight_files
 
 if TYPE_CHECKING:
     from .codec import HiggsCodec
@@ -66,6 +65,22 @@ class Higgs:
         return Defaults.from_pretrained(self.path)
 
 
+SAMPLING = {  # transformers' name -> SamplingParams'
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "ras_win_len": "ras_window",
+    "ras_win_max_num_repeat": "ras_max_repeats",
+}
+EXTRAS: dict[str, type] = {  # ours, which transformers ignores
+    "scene": str,
+    "notice": str,
+    "normalize": bool,
+    "clones": bool,
+    "words": list,
+}
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a checkpoint prefers, from its ``generation_config.json``."""
@@ -75,15 +90,29 @@ class Defaults:
     notice: str | None = None  # a line to announce it with
     normalize: bool = True
     clones: bool = True
+    words: list[str] | None = None  # all it can say
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Defaults:
-        config = read_json(folder / "generation_config.json", required=False)
-        names = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_repeats"}
-        named = {names.get(key, key): value for key, value in config.items() if value is not None}
-        ours = {field.name for field in fields(SamplingParams)} - {"seed", "max_frames", "machine"}
-        sampling = SamplingParams(**{k: v for k, v in named.items() if k in ours})
-        extra = {k: named[k] for k in ("scene", "notice", "normalize", "clones") if k in named}
+        """Read ``generation_config.json``: transformers' names, and ours for what it lacks.
+
+        Raises:
+            CheckpointError: a value that means nothing, named.
+        """
+        path = folder / "generation_config.json"
+        config = read_json(path, required=False)
+        found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
+        named = {SAMPLING[key]: value for key, value in found.items()}
+        if config.get("do_sample") is False:
+            named["temperature"] = 0
+        try:
+            sampling = SamplingParams(**named)
+        except InputError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        extra = {name: config[name] for name in EXTRAS if name in config}
+        for name, value in extra.items():
+            if not isinstance(value, EXTRAS[name]):
+                raise CheckpointError(f"{path}: {name} is {value!r}.")
         return cls(sampling, **extra)
 
 
@@ -91,15 +120,15 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is; ``owner/name`` downloaded; ``demo`` is the bundled checkpoint.
 
     Raises:
-        InputError: neither, or the download failed.
+        InputError: neither, the download failed, or a revision of something local.
     """
-    if str(source) == DEFAULT_MODEL:
-        return DEMO
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = DEMO if str(source) == DEFAULT_MODEL else Path(source).expanduser()
+    if str(source) and path.is_dir():
+        if revision:
+            raise InputError(f"{source} is a local folder: a revision belongs to a hub name.")
         return path
     if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
-        raise InputError(f"There is no folder {source}, and it is not a hub name like owner/name.")
+        raise InputError(f"There is no folder {source!s:.200}, nor is it a hub name (owner/name).")
     return _download(source, revision or PINNED.get(source))
 
 
@@ -120,21 +149,6 @@ def _download(repo: str, revision: str | None) -> Path:
 def first_line(error: Exception) -> str:
     """What an error says, without the page that may follow; its type when it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def read_json(path: Path, *, required: bool = True) -> dict:
-    """A JSON object from a checkpoint folder; ``{}`` when it may be missing and is."""
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path.parent} holds no {path.name}: it is not a checkpoint.")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
-    return value
 
 
 def find_codec(folder: Path, source: str | Path | None = None) -> Path:
@@ -227,7 +241,7 @@ def build_model(config: dict, *, text_head: bool = False) -> Any:
 
 
 def _assign(model: nn.Module, tensors: dict[str, mx.array], folder: Path) -> None:
-    expected = {name: value.shape for name, value in _arrays(model).items()}
+    expected = _arrays(model)
     problems = [
         ("does not know", sorted(tensors.keys() - expected.keys())),
         ("misses", sorted(expected.keys() - tensors.keys())),
@@ -238,12 +252,18 @@ def _assign(model: nn.Module, tensors: dict[str, mx.array], folder: Path) -> Non
             raise CheckpointError(
                 f"{folder} does not fit its config: the model {what} {', '.join(names[:5])}{more}."
             )
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
+    for name, wanted in expected.items():
+        found = tensors[name]
+        if found.shape != wanted.shape or _is_float(found) != _is_float(wanted):
             raise CheckpointError(
-                f"{folder}: {name} has shape {tensors[name].shape}, its config wants {shape}."
+                f"{folder}: {name} is {found.dtype} {found.shape}, its config wants "
+                f"{wanted.dtype} {wanted.shape}."
             )
     model.load_weights(list(tensors.items()))
+
+
+def _is_float(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
 
 
 def _materialize(model: nn.Module, quantize: Quantization | None, dtype: mx.Dtype | None) -> None:

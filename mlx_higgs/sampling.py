@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import mlx.core as mx
 
@@ -40,19 +40,21 @@ class SamplingParams:
     machine: Machine = "boson"
 
     def __post_init__(self):
+        real, whole = (int, float), int
         checks = [
-            (0 <= self.temperature <= 100, "temperature", "between 0 and 100"),
-            (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
-            (self.top_k >= 0, "top_k", "0 (off) or more"),
-            (self.ras_window >= 0, "ras_window", "0 (off) or more"),
-            (self.ras_max_repeats >= 1, "ras_max_repeats", "at least 1"),
-            (self.max_frames >= 1, "max_frames", "at least 1"),
-            (self.seed is None or 0 <= self.seed < 2**64, "seed", "between 0 and 2**64 - 1"),
-            (self.machine in ("boson", "transformers"), "machine", "boson or transformers"),
+            ("temperature", real, lambda v: 0 <= v <= 100, "from 0 to 100"),
+            ("top_p", real, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+            ("top_k", whole, lambda v: 0 <= v < 2**31, "0 (off) or more"),
+            ("ras_window", whole, lambda v: 0 <= v <= 4096, "from 0 (off) to 4096"),
+            ("ras_max_repeats", whole, lambda v: 1 <= v < 2**31, "at least 1"),
+            ("max_frames", whole, lambda v: 1 <= v < 2**31, "at least 1"),
+            ("seed", (int, type(None)), lambda v: v is None or 0 <= v < 2**64, "from 0 to 2**64-1"),
+            ("machine", str, lambda v: v in get_args(Machine), "boson or transformers"),
         ]
-        for ok, name, wanted in checks:
-            if not ok:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be {wanted}.")
+        for name, kind, allowed, wanted in checks:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not allowed(value):
+                raise InputError(f"{name} is {value!r}: it must be {wanted}.")
 
 
 class FrameKeys(NamedTuple):

@@ -33,7 +33,7 @@ class SpeechStream:
     rows by the delay pattern (K - 1 rows) and the decoder's look-ahead (9458 samples).
 
     Args:
-        chunk_frames: frames decoded at a time.
+        chunk_frames: frames in a chunk; the last also brings what the decoder held back.
         max_silence: stop after so many seconds below -60 dBFS; 0 never does.
 
     Attributes:
@@ -54,6 +54,7 @@ class SpeechStream:
         self._rows, self._decoder = rows, codec.decoder()
         self._reverter = RowReverter(pattern)
         self._chunk = chunk_frames
+        self._ahead = -(-self._decoder.lookahead_samples // codec.hop)  # frames
         self._silence = SilenceMeter(codec.hop, codec.sample_rate, max_silence)
         self._decoded: list[np.ndarray] = [np.zeros((0, pattern.num_codebooks), np.int32)]
         self.on_row: Callable[[int], None] | None = None  # told the number of rows so far
@@ -82,12 +83,14 @@ class SpeechStream:
             yield self._reverter.push(row)
 
     def _code_chunks(self, columns: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The first holds the look-ahead as well, so that every chunk of samples is a full one."""
         waiting: list[np.ndarray] = []
+        wanted = self._chunk + self._ahead
         for column in columns:
             waiting.append(column)
-            if sum(map(len, waiting)) >= self._chunk:
+            if sum(map(len, waiting)) >= wanted:
                 yield np.concatenate(waiting)
-                waiting = []
+                waiting, wanted = [], self._chunk
         if sum(map(len, waiting)):
             yield np.concatenate(waiting)
 

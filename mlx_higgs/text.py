@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
+
+from .types import InputError
 
 # Full-width marks and curly quotes -> what the model was trained on.
 _PUNCTUATION = str.maketrans(
@@ -56,6 +59,26 @@ _FRAMES_PER_LETTER = 6
 _FRAMES_PER_WORD = 20  # a character that is read as a syllable or a word of its own
 _FRAMES_PER_SOUND = 100
 _FRAMES_TO_START = 100
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"The text {path} cannot be read ({error.strerror}).") from error
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 bytes as text; ``name`` says whose, in the error."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The text {name} is not UTF-8 ({error}).") from error
 
 
 def normalize(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .text import read_text
 from .types import InputError
 
 CHECKOUT = Path(__file__).parent.parent / "examples" / "voice_prompts"
@@ -61,12 +62,14 @@ def reference(
     """A clip with its transcript, read from ``CLIP.txt`` beside it when not given.
 
     Raises:
-        InputError: no transcript.
+        InputError: no clip, or no transcript.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The reference {path} does not exist, or is no file.")
     sidecar = path.with_suffix(".txt")
     if transcript is None and sidecar.is_file():
-        transcript = sidecar.read_text(encoding="utf-8")
+        transcript = read_text(sidecar)
     if transcript is None or not transcript.strip():
         raise InputError(
             f"The reference {path} has no transcript: give its exact words with --ref-text "

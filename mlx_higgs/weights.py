@@ -23,6 +23,21 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def read_json(path: Path, *, required: bool = True) -> dict:
+    """A JSON object from a checkpoint folder; ``{}`` when it may be missing and is."""
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path.parent} holds no {path.name}: it is not a checkpoint.")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes of a safetensors file, without reading its data.
 

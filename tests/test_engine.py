@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,6 +23,14 @@ SHORT = {"max_new_frames": 30, "seed": 1}
 def forget(server: HiggsAudioServer):
     yield
     server.clear_reference()
+
+
+@pytest.fixture
+def cloner(server: HiggsAudioServer, monkeypatch) -> HiggsAudioServer:
+    """The demo as if it could clone: its prompts hold the references."""
+    defaults = dataclasses.replace(server.higgs.defaults, clones=True)
+    monkeypatch.setitem(server.higgs.__dict__, "defaults", defaults)
+    return server
 
 
 def clip(folder: Path, name: str = "me", seconds: float = 0.5, words: str | None = "one") -> Path:
@@ -92,9 +101,9 @@ def prompt_of(server: HiggsAudioServer, **options):
     return server.start(SpeechRequest("one", **options)).prompt
 
 
-def test_references_come_as_clips_voices_or_names(server: HiggsAudioServer, tmp_path: Path):
+def test_references_come_as_clips_voices_or_names(cloner: HiggsAudioServer, tmp_path: Path):
     path = clip(tmp_path)
-    codes = server.higgs.codec.encode(soundfile.read(path, dtype="float32")[0])
+    codes = cloner.higgs.codec.encode(soundfile.read(path, dtype="float32")[0])
     voice = Voice(codes, "one")
     ways = (
         {"reference_audio_path": path},
@@ -102,28 +111,28 @@ def test_references_come_as_clips_voices_or_names(server: HiggsAudioServer, tmp_
         {"reference_audio_path": [path], "reference_text": ["one"]},
         {"voice": voice},
     )
-    prompts = [prompt_of(server, **way) for way in ways]
-    server.prepare_reference(path)
-    prompts.append(prompt_of(server))
+    prompts = [prompt_of(cloner, **way) for way in ways]
+    cloner.prepare_reference(path)
+    prompts.append(prompt_of(cloner))
     for prompt in prompts:
         assert [c.codes.tolist() for c in clips_of(prompt)] == [codes.tolist()]
         assert [getattr(p, "ids", None) for p in prompt] == [
             getattr(p, "ids", None) for p in prompts[0]
         ]
-    server.clear_reference()
-    assert clips_of(prompt_of(server)) == []
-    assert len(clips_of(prompt_of(server, voice=[voice, voice]))) == 2
-    assert not clips_of(prompt_of(server, voice=voice, references_in_system=True))[0].spoken
+    cloner.clear_reference()
+    assert clips_of(prompt_of(cloner)) == []
+    assert len(clips_of(prompt_of(cloner, voice=[voice, voice]))) == 2
+    assert not clips_of(prompt_of(cloner, voice=voice, references_in_system=True))[0].spoken
 
 
-def test_a_clip_is_encoded_once(server: HiggsAudioServer, tmp_path: Path, monkeypatch):
+def test_a_clip_is_encoded_once(cloner: HiggsAudioServer, tmp_path: Path, monkeypatch):
     path, calls = clip(tmp_path), []
-    encode = server.higgs.codec.encode
-    monkeypatch.setattr(server.higgs.codec, "encode", lambda w: calls.append(1) or encode(w))
+    encode = cloner.higgs.codec.encode
+    monkeypatch.setattr(cloner.higgs.codec, "encode", lambda w: calls.append(1) or encode(w))
     for _ in range(3):
-        prompt_of(server, reference_audio_path=path)
+        prompt_of(cloner, reference_audio_path=path)
     clip(tmp_path, seconds=0.6)  # the same name, another sound
-    prompt_of(server, reference_audio_path=path)
+    prompt_of(cloner, reference_audio_path=path)
     assert len(calls) == 2
 
 
@@ -153,7 +162,7 @@ def test_the_cap_follows_the_text_when_guarded(server: HiggsAudioServer):
         ({"temperature": -1.0}, "temperature"),
         ({"voice": "nobody"}, "en_man"),
         ({"reference_audio_path": "none.wav", "reference_text": "x"}, "does not exist"),
-        ({"reference_text": "x"}, "0 reference clips and 1 texts"),
+        ({"reference_text": "x"}, "1 reference texts for 0 clips"),
         ({"max_new_frames": 0}, "max_frames"),
     ],
 )
@@ -170,6 +179,17 @@ def test_a_reference_without_transcript_raises(server: HiggsAudioServer, tmp_pat
         server.generate("one", reference_audio_path=clip(tmp_path, words=None))
 
 
+def test_a_checkpoint_that_cannot_clone_leaves_the_voice_out(
+    server: HiggsAudioServer, tmp_path: Path
+):
+    plain = server.generate("seven", seed=4)
+    with pytest.warns(UserWarning, match="cannot clone"):
+        cloned = server.generate("seven", seed=4, reference_audio_path=clip(tmp_path))
+    assert np.array_equal(cloned.pcm, plain.pcm)
+    with pytest.raises(InputError, match="lasts"):
+        server.generate("seven", reference_audio_path=clip(tmp_path, "short", 0.1))
+
+
 def test_a_misspelt_option_raises(server: HiggsAudioServer):
     with pytest.raises(TypeError, match="temprature"):
         server.generate("one", temprature=1.0)
@@ -178,6 +198,8 @@ def test_a_misspelt_option_raises(server: HiggsAudioServer):
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_silence_and_nan_are_errors(server: HiggsAudioServer, monkeypatch, value: float):
     class Broken:
+        lookahead_samples = 0
+
         def push(self, codes):
             return mx.full((len(codes) * 960,), value)
 
@@ -194,7 +216,7 @@ def test_nothing_but_specials_is_an_error(server: HiggsAudioServer):
         server.generate("one", max_new_frames=5, seed=1)
 
 
-def test_the_shipped_voices_encode(server: HiggsAudioServer):
-    prompt = prompt_of(server, voice="en_woman")
+def test_the_shipped_voices_encode(cloner: HiggsAudioServer):
+    prompt = prompt_of(cloner, voice="en_woman")
     seconds = soundfile.info(VOICES / "en_woman.wav").duration
     assert abs(clips_of(prompt)[0].codes.shape[0] - seconds * 25) < 2

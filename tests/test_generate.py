@@ -144,7 +144,7 @@ BAD = {
     "sampling": (lambda: ["--top-p", "2"], "top_p is 2.0"),
     "bits": (lambda: ["--quantize", "7"], "bits 7"),
     "codec missing": (lambda: ["--codec", "./none"], "no folder ./none"),
-    "fade negative": (lambda: ["--fade-in-ms", "-5"], "negative"),
+    "fade negative": (lambda: ["--fade-in-ms", "-5"], "not -5.0 ms"),
 }
 
 

@@ -21,6 +21,8 @@ class EchoCodec:
         return self._Decoder()
 
     class _Decoder:
+        lookahead_samples = 2 * HOP
+
         def __init__(self):
             self._held = mx.zeros(0)
 
@@ -66,7 +68,13 @@ def test_the_first_chunk_needs_no_more_rows_than_it_must(seed: int):
     codes = np.random.default_rng(seed).integers(1, 50, (23, 3)).astype(np.int32)
     stream = SpeechStream(FixedRows(codes), EchoCodec(), PATTERN, chunk_frames=3)
     next(iter(stream))
-    assert stream.num_rows == 1 + 2 + 3  # the BOS row, the delay, the chunk
+    assert stream.num_rows == 1 + 2 + 2 + 3  # the BOS row, the delay, the look-ahead, the chunk
+
+
+def test_every_chunk_but_the_last_is_a_full_one(seed: int):
+    codes = np.random.default_rng(seed).integers(1, 50, (23, 3)).astype(np.int32)
+    chunks = list(SpeechStream(FixedRows(codes), EchoCodec(), PATTERN, chunk_frames=5))
+    assert [len(chunk) for chunk in chunks] == [5 * HOP] * 4 + [1 * HOP, 2 * HOP]
 
 
 def test_silence_ends_a_stream_unless_allowed():

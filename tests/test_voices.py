@@ -56,3 +56,9 @@ def test_a_transcript_is_given_or_beside_the_clip(tmp_path: Path):
         reference(clip, " ")
     with pytest.raises(InputError, match=r"mute\.txt"):
         reference(make(tmp_path, "mute", None))
+    for missing in ("none.wav", "", tmp_path):
+        with pytest.raises(InputError, match="does not exist"):
+            reference(missing)
+    clip.with_suffix(".txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="not UTF-8"):
+        reference(clip)

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..types import CheckpointError
-from ..weights import load_tensors, read_header, weight_files
+from ..weights import load_tensors, read_header, read_json, weight_files
 from .config import CodecConfig, Shapes
 from .pth import read_pth
 
@@ -108,15 +108,7 @@ def open_folder(folder: Path) -> tuple[TensorSource, dict[str, Any]]:
     Raises:
         CheckpointError: no folder, no config, no weights, or weights that are not a codec's.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder} is not a codec folder: it holds no config.json.")
-    try:
-        declared = json.loads(config.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{config} is not JSON: {error}") from error
-    if not isinstance(declared, dict):
-        raise CheckpointError(f"{config} holds no JSON object.")
+    declared = read_json(folder / "config.json")
     pth = folder / "model.pth"
     if pth.is_file() and not any(folder.glob("*.safetensors")):
         return from_pth(pth), declared

@@ -104,9 +104,11 @@ class CodecConfig:
                 codebook_dim=shapes["quantizer.quantizers.0.codebook.embed"][1],
                 semantic=_hubert(shapes, declared.get("semantic_model_config") or {}),
             )
+            config._check(declared)
         except KeyError as error:
             raise CheckpointError(f"The codec's weights lack {error.args[0]}.") from error
-        config._check(declared)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The codec's config cannot be understood: {error}.") from error
         return config
 
     def _check(self, declared: Mapping[str, Any]) -> None:
@@ -123,6 +125,13 @@ class CodecConfig:
             "upsampling_ratios": (acoustic.get("upsampling_ratios"), list(self.strides)),
             "num_hidden_layers": (semantic.get("num_hidden_layers"), self.semantic.num_layers),
         }
+        rates = (self.sample_rate, self.semantic_rate)
+        if not all(type(rate) is int and rate > 0 for rate in rates) or not self.semantic_step:
+            raise CheckpointError(f"The codec's config has sample rates {rates}.")
+        if self.semantic.width % self.semantic.heads:
+            raise CheckpointError(
+                f"The codec's {self.semantic.heads} heads do not share {self.semantic.width}."
+            )
         for name, (value, actual) in said.items():
             if value is not None and value != actual:
                 raise CheckpointError(

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..cli import run
+from ..cli import Parser, run
 from ..types import GenerationError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx_higgs.evaluate", description="Measure a checkpoint.", allow_abbrev=False
     )
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")

@@ -10,10 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..frames import Rows
-from ..loading import load_model, read_json, resolve
+from ..loading import load_model, resolve
 from ..quantization import stored_quantization
 from ..sampling import SamplingParams
 from ..types import InputError, Prompt, Text
+from ..weights import read_json
 from .golden import read_golden
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ FAMILIES = {"higgs_audio": "v2", "higgs_audio_v2": "v2"}
 
 def get_model_classes(config: dict) -> tuple[type, type]:
     """``(Model, ModelArgs)`` of a config; the signature ``mlx_lm.utils.load_model`` wants."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"A checkpoint of model_type {model_type!r} is not Higgs: {known}.")

@@ -24,7 +24,7 @@ class RopeArgs:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: float = 8192
 
     @classmethod
     def from_config(cls, config: dict) -> RopeArgs:
@@ -52,7 +52,10 @@ class RopeArgs:
         missing = [name for name in names if nested.get(name) is None]
         if missing:
             raise CheckpointError(f"The config's llama3 rope parameters lack {missing}.")
-        return cls(float(thetas.pop()), "llama3", **{name: nested[name] for name in names})
+        factors = {name: float(nested[name]) for name in names}
+        if min(factors.values()) <= 0:
+            raise CheckpointError(f"The config's llama3 rope parameters are {factors}.")
+        return cls(float(thetas.pop()), "llama3", **factors)
 
     def periods(self, dims: int) -> mx.array:
         """Radians per position, inverted: float32 ``[dims / 2]``.

@@ -5,7 +5,7 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ from .layers import (
     embed_rows,
 )
 
+MAX_SIZE = 1 << 20  # no width, count or id of a config is larger
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
@@ -89,8 +90,19 @@ class ModelArgs:
             return cls(**_llama(text), **audio, text_head=text_head)
         except KeyError as error:
             raise CheckpointError(f"The config lacks {error.args[0]!r}.") from error
+        except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"The config cannot be understood: {error}.") from error
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not (type(value) is int and 0 < value < MAX_SIZE):
+                raise CheckpointError(f"The config's {field.name} is {value!r}: not a size.")
+        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
+            raise CheckpointError(
+                f"{self.num_attention_heads} heads of {self.head_dim} cannot share "
+                f"{self.num_key_value_heads} of keys and values."
+            )
         specials = {self.audio_stream_bos_id, self.audio_stream_eos_id}
         if specials != {self.codebook_vocab - 2, self.codebook_vocab - 1}:
             raise CheckpointError(
@@ -108,7 +120,7 @@ def _llama(text: dict) -> dict:
         "num_attention_heads": heads,
         "num_key_value_heads": text.get("num_key_value_heads") or heads,
         "head_dim": text.get("head_dim") or text["hidden_size"] // heads,
-        "rms_norm_eps": text["rms_norm_eps"],
+        "rms_norm_eps": float(text["rms_norm_eps"]),
         "vocab_size": text["vocab_size"],
         "rope": RopeArgs.from_config(text),
     }

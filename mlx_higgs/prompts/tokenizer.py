@@ -22,12 +22,12 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no tokenizer.json; copy it from the model's repository"
+            f"{folder} has no tokenizer.json: copy it from the model's repository."
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing narrower
-        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+        raise CheckpointError(f"{path} is not a tokenizer ({error}).") from error
 
 
 class PromptTokenizer:
@@ -51,8 +51,8 @@ class PromptTokenizer:
         ordinary = [t.content for t in added if _CONTROL.fullmatch(t.content) and not t.special]
         if ordinary:
             raise CheckpointError(
-                f'the tokenizer does not mark {ordinary[0]} as special; set "special": true in'
-                " tokenizer.json"
+                f'The tokenizer does not mark {ordinary[0]} as special; set "special": true in'
+                " tokenizer.json."
             )
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
@@ -66,7 +66,7 @@ class PromptTokenizer:
         """
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
-            raise CheckpointError(f"the tokenizer has no token {token}; this prompt needs it")
+            raise CheckpointError(f"The tokenizer has no token {token}, which this prompt needs.")
         return token_id
 
     def encode(self, text: str) -> list[int]:
@@ -80,7 +80,7 @@ class PromptTokenizer:
         """
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise InputError(
-                "the text has a lone surrogate (half a character); re-encode it as UTF-8"
+                "The text has a lone surrogate (half a character): encode it as UTF-8 again."
             )
         ids: list[int] = []
         for index, piece in enumerate(self._split(text)):

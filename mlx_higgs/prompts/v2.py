@@ -121,14 +121,16 @@ class PromptBuilder:
             CheckpointError: the tokenizer lacks a token this prompt needs.
         """
         if is_blank(text):
-            raise InputError(f"nothing to say in {text!r}: it has no letter and no digit")
+            raise InputError(
+                f"There is nothing to say in {text[:60]!r}: it has no letter and no digit."
+            )
         in_system = references_in_system or any(isinstance(voice, Profile) for voice in voices)
         if in_system and not voices:
-            raise InputError("references_in_system needs at least one voice")
+            raise InputError("References in the system turn need at least one voice.")
         if system and (scene or in_system):
             raise InputError(
-                "system replaces the system text, so it cannot go with a scene, a profile or"
-                " references_in_system; write them into system, or leave system out"
+                "A system text of your own cannot go with a scene, a profile or references in the"
+                " system turn: write them into it, or leave it out."
             )
         if speakers is None:
             speakers = speaker_tags(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +30,10 @@ from ..types import (
     SpeechChunk,
     Voice,
 )
-from ..voices import Reference, find_voice, reference
-from .request import SpeechRequest, fit
+from ..voices import Reference, reference
+from .request import SpeechRequest, check_clips, fit, references
 
-PROFILE = "profile:"
+ADVICE = {"length": "Allow it more frames."}
 
 
 class HiggsAudioServer:
@@ -117,7 +119,8 @@ class HiggsAudioServer:
         The chunks put together are exactly the ``pcm`` of ``generate`` with the same seed.
 
         Args:
-            chunk_ms: length of a chunk, rounded to whole frames of 40 ms.
+            chunk_ms: least length of a chunk, rounded to whole frames of 40 ms; the last brings
+                what is left.
             options: the other fields of ``SpeechRequest`` (fades need the whole: not here).
 
         Raises:
@@ -153,20 +156,12 @@ class HiggsAudioServer:
         return prompt, text
 
     def _voices(self, request: SpeechRequest) -> list[Voice | Profile]:
-        clips, words = _listed(request.reference_audio_path), _listed(request.reference_text)
-        if words and len(words) != len(clips):
-            raise InputError(f"There are {len(clips)} reference clips and {len(words)} texts.")
-        pairs = zip(clips, words or [None] * len(clips), strict=True)
-        voices: list[Voice | Profile] = [self._encode(reference(*pair)) for pair in pairs]
-        voices += [self._voice(voice) for voice in _listed(request.voice)]
-        return voices or list(self._prepared)
-
-    def _voice(self, voice: str | Voice) -> Voice | Profile:
-        if isinstance(voice, Voice):
-            return voice
-        if voice.startswith(PROFILE):
-            return Profile(voice.removeprefix(PROFILE).strip())
-        return self._encode(find_voice(voice))
+        asked = references(request) or list(self._prepared)
+        if asked and not self.higgs.defaults.clones:
+            check_clips(asked)
+            warnings.warn("This checkpoint cannot clone: the voice is left out.", stacklevel=4)
+            return []
+        return [self._encode(v) if isinstance(v, Reference) else v for v in asked]
 
     def _encode(self, clip: Reference) -> Voice:
         wave = audio.read_reference(clip.path, self.sampling_rate)
@@ -219,7 +214,7 @@ class SpeechJob:
             raise GenerationError(
                 f"The model made no sound (seed {self.params.seed}, stopped by "
                 f"{self.stream.stop_reason} after {self.stream.num_rows} frames). "
-                "Try another seed or a longer text."
+                f"{ADVICE.get(self.stream.stop_reason or '', 'Try another seed.')}"
             )
 
     def result(self, pcm: np.ndarray, seconds: float) -> Speech:
@@ -239,13 +234,7 @@ class SpeechJob:
         )
 
 
-def _listed(value) -> list:
-    if value is None:
-        return []
-    return [value] if isinstance(value, (str, os.PathLike, Voice)) else list(value)
-
-
 def _frames_in(chunk_ms: float) -> int:
-    if not chunk_ms > 0:
-        raise InputError(f"chunk_ms is {chunk_ms}: it must be above 0.")
+    if not 0 < chunk_ms < math.inf:
+        raise InputError(f"chunk_ms is {chunk_ms}: it must be above 0 and finite.")
     return max(1, round(chunk_ms / 1000 * FRAME_RATE))

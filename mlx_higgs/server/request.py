@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from .. import audio
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
 from ..text import frame_cap
-from ..types import FRAME_RATE, InputError, Prompt, Text, Voice
+from ..types import FRAME_RATE, InputError, Profile, Prompt, Text, Voice
+from ..voices import Reference, find_voice, reference
 
 Clips = str | os.PathLike | Sequence[str | os.PathLike]
 MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
+PROFILE = "profile:"
 CHARACTERS_PER_SECOND = 40.0  # faster than anybody speaks
 
 
@@ -71,6 +74,48 @@ class SpeechRequest:
             "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
         }
         return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
+
+    def __post_init__(self):
+        audio.check_fades(self.fade_in_ms, self.fade_out_ms)
+
+
+def references(request: SpeechRequest) -> list[Reference | Voice | Profile]:
+    """The voices a request names, clips first; none is decoded yet.
+
+    Raises:
+        InputError: a clip or a transcript that is missing, an unknown name.
+    """
+    clips, words = _listed(request.reference_audio_path), _listed(request.reference_text)
+    if words and len(words) != len(clips):
+        raise InputError(
+            f"{len(words)} reference texts for {len(clips)} clips: each clip needs its own "
+            "(--ref-audio with --ref-text), or all theirs beside them."
+        )
+    pairs = zip(clips, words or [None] * len(clips), strict=True)
+    return [reference(*pair) for pair in pairs] + [_voice(v) for v in _listed(request.voice)]
+
+
+def check_clips(asked: Iterable[Reference | Voice | Profile]) -> None:
+    """Raises InputError for a clip that cannot be used."""
+    for voice in asked:
+        if isinstance(voice, Reference):
+            audio.read_reference(voice.path)
+
+
+def _voice(voice: str | Voice) -> Reference | Voice | Profile:
+    if isinstance(voice, Voice):
+        return voice
+    if not voice.startswith(PROFILE):
+        return find_voice(voice)
+    if not (description := voice.removeprefix(PROFILE).strip()):
+        raise InputError(f"The voice {voice!r} lacks its description.")
+    return Profile(description)
+
+
+def _listed(value) -> list:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, os.PathLike, Voice)) else list(value)
 
 
 def fit(
