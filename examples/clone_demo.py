@@ -3,12 +3,13 @@
     python examples/clone_demo.py --ref-audio clip.wav --ref-text "What the clip says." \\
         --text "What it should say." --output cloned.wav
 
-Without arguments it speaks with the bundled demo, which cannot clone yet: it keeps its own voice.
+Without arguments it speaks with the bundled demo, which cannot clone: it leaves the voice out.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from mlx_higgs import HiggsAudioServer
@@ -32,16 +33,19 @@ def main() -> None:
         clone(arguments)
     except HiggsError as error:
         parser.exit(error.exit_code, f"{parser.prog}: error: {error}\n")
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
 def clone(arguments: argparse.Namespace) -> None:
     output = check_output(arguments.output, force=arguments.force)
+    warnings.simplefilter("ignore", UserWarning)  # said below
     server = HiggsAudioServer.from_pretrained(arguments.model)
     server.prepare_reference(arguments.ref_audio, arguments.ref_text)  # encoded once
     speech = server.generate(arguments.text, seed=arguments.seed)
     write(output, speech.pcm, speech.sampling_rate)
     if not server.higgs.defaults.clones:
-        print("This checkpoint cannot clone: it kept its own voice.")
+        print("This checkpoint cannot clone: the voice was left out.")
     print(f"{speech.duration:.2f} s, stopped by {speech.stop_reason}, seed {speech.seed}")
     print(output)
 
