@@ -14,6 +14,7 @@ import numpy as np
 from .types import SAMPLE_RATE, InputError
 
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import BinaryIO
 
     from soundfile import SoundFile
@@ -100,15 +101,20 @@ def check_output(path: str | os.PathLike, *, force: bool = False) -> Path:
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise InputError(f"The output {path} has no known suffix: use one of {known}, or - .")
-    if path.is_dir():
-        raise InputError(f"The output {path} is a folder.")
-    if not path.parent.is_dir():
-        raise InputError(f"The folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"The folder {path.parent} cannot be written to.")
-    if path.exists() and not force:
-        raise InputError(f"The output {path} exists. Add --force to replace it.")
-    return path
+    try:
+        if path.is_dir():
+            raise InputError(f"The output {path} is a folder.")
+        if not path.parent.is_dir():
+            raise InputError(f"The folder {path.parent} does not exist.")
+        if path.exists() and not force:
+            raise InputError(f"The output {path} exists. Add --force to replace it.")
+        os.access(path, os.W_OK)  # raises for a NUL in the name
+        with tempfile.NamedTemporaryFile(dir=path.parent):  # root may write everywhere, it says
+            return path
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
+        raise InputError(f"The output {path!s} cannot be written: {error}.") from error
 
 
 def write(path: str | os.PathLike, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> Path:
@@ -180,11 +186,11 @@ def fade(wave: np.ndarray, sample_rate: int, in_ms: float = 0.0, out_ms: float =
     return wave
 
 
-def play(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Play on the default device and wait.
+def player() -> ModuleType:
+    """The playback library.
 
     Raises:
-        InputError: no playback library or no device.
+        InputError: it, or PortAudio, is not installed.
     """
     try:
         import sounddevice
@@ -192,6 +198,16 @@ def play(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
         raise InputError("Cannot play: pip install 'mlx_higgs[play]' first.") from error
     except OSError as error:  # the wheel for Linux holds no PortAudio
         raise InputError("Cannot play without PortAudio: apt install libportaudio2.") from error
+    return sounddevice
+
+
+def play(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Play on the default device and wait.
+
+    Raises:
+        InputError: no playback library or no device.
+    """
+    sounddevice = player()
     try:
         sounddevice.play(wave, sample_rate, blocking=True)
     except sounddevice.PortAudioError as error:

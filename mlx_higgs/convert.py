@@ -115,7 +115,7 @@ def convert(
         InputError: a source or target that cannot be used, a quantised source.
         HiggsError: the upload failed; the folder is complete.
     """
-    from .loading import HUB_NAME, codec_beside, resolve
+    from .loading import HUB_NAME, codec_beside, find_codec, resolve
     from .saving import Recipe, check_target, model_card, new_folder
     from .weights import read_json
 
@@ -123,7 +123,7 @@ def convert(
         raise InputError(f"{upload_repo!r} is not a hub name like owner/name.")
     target = Path(mlx_path).expanduser().resolve()
     source = resolve(hf_path, revision)
-    codec_folder = resolve(codec) if codec else codec_beside(source)
+    codec_folder = find_codec(source, codec) if codec else codec_beside(source)
     check_target(target, [p for p in (source, codec_folder) if p], force=force)
     if stored_quantization(read_json(source / "config.json")):
         raise InputError(f"{hf_path} is quantised already: start from the original weights.")

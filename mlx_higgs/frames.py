@@ -94,7 +94,8 @@ class Rows:
         x, is_audio = model.embed_prompt(self._prompt)
         model.hidden(x, self._cache, is_audio)
         row = mx.full((pattern.num_codebooks,), pattern.bos_id, dtype=mx.int32)
-        clips = [p.codes for p in self._prompt if isinstance(p, Audio) and p.spoken]
+        every = self._params.machine == "transformers"  # it does not tell heard from spoken
+        clips = [p.codes for p in self._prompt if isinstance(p, Audio) and (p.spoken or every)]
         heard = mx.concatenate([*(pattern.apply(codes) for codes in clips), row[None]])
         window = start_window(heard, self._params, pattern.codebook_size)
         return StepState(row, pattern.start(), window, _report(row, mx.array(GOING)))

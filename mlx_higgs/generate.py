@@ -16,9 +16,10 @@ from .cli import Parser, note, run
 from .types import FRAME_RATE, InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tqdm import tqdm
 
-    from .server import HiggsAudioServer, SpeechRequest
+    from .server import HiggsAudioServer, SpeechJob, SpeechRequest
     from .types import Speech
 
 EPILOG = """\
@@ -158,9 +159,13 @@ def generate(arguments: argparse.Namespace) -> None:
     request = build_request(arguments, text)
     request.sampling(SamplingParams())
     check_clips(references(request))
+    if arguments.play:
+        audio.player()
     server = load_server(arguments)
+    started = time.perf_counter()
+    job = start(server, request)
     announce(server, request)
-    speech = speak(server, request)
+    speech = job.result(speak(job), time.perf_counter() - started)
     _deliver(arguments, speech)
 
 
@@ -231,18 +236,20 @@ def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
         note("This checkpoint cannot clone: the voice asked for is left out.")
 
 
-def speak(server: HiggsAudioServer, request: SpeechRequest) -> Speech:
-    """Generate with a progress bar per frame."""
+def start(server: HiggsAudioServer, request: SpeechRequest) -> SpeechJob:
+    """Everything that can still be refused is refused here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # announce says it
+        return server.start(request)
+
+
+def speak(job: SpeechJob) -> np.ndarray:
+    """Mono samples ``[N]``, made under a progress bar per frame."""
     import numpy as np
 
-    started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # announced
-        job = server.start(request)
-    with Progress(request.target_text, server.higgs.model.delay.num_rows(0)) as progress:
+    with Progress(job.request.target_text, job.num_edge_rows) as progress:
         job.stream.on_row = progress.show
-        pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in job)])
-    return job.result(pcm, time.perf_counter() - started)
+        return np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in job)])
 
 
 @dataclass

@@ -105,6 +105,8 @@ class Defaults:
         named = {SAMPLING[key]: value for key, value in found.items()}
         if config.get("do_sample") is False:
             named["temperature"] = 0
+        if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
+            named["ras_window"] = 0  # how the references say off
         try:
             sampling = SamplingParams(**named)
         except InputError as error:
@@ -154,7 +156,8 @@ def first_line(error: Exception) -> str:
 def find_codec(folder: Path, source: str | Path | None = None) -> Path:
     """The codec's folder: the one named, the one beside the model, or Boson's on the hub."""
     if source is not None:
-        return resolve(source)
+        folder = resolve(source)
+        return codec_beside(folder) or folder
     if beside := codec_beside(folder):
         return beside
     try:

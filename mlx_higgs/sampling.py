@@ -7,8 +7,10 @@ the seed and the frame alone, not on the batch or on how the loop is driven.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from numbers import Integral, Real
+from typing import Any, NamedTuple, get_args
 
 import mlx.core as mx
 
@@ -40,21 +42,28 @@ class SamplingParams:
     machine: Machine = "boson"
 
     def __post_init__(self):
-        real, whole = (int, float), int
-        checks = [
-            ("temperature", real, lambda v: 0 <= v <= 100, "from 0 to 100"),
-            ("top_p", real, lambda v: 0 < v <= 1, "above 0 and at most 1"),
-            ("top_k", whole, lambda v: 0 <= v < 2**31, "0 (off) or more"),
-            ("ras_window", whole, lambda v: 0 <= v <= 4096, "from 0 (off) to 4096"),
-            ("ras_max_repeats", whole, lambda v: 1 <= v < 2**31, "at least 1"),
-            ("max_frames", whole, lambda v: 1 <= v < 2**31, "at least 1"),
-            ("seed", (int, type(None)), lambda v: v is None or 0 <= v < 2**64, "from 0 to 2**64-1"),
-            ("machine", str, lambda v: v in get_args(Machine), "boson or transformers"),
-        ]
-        for name, kind, allowed, wanted in checks:
+        for name, kind, allowed, wanted in LIMITS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not allowed(value):
+            if name == "seed" and value is None:
+                continue
+            known = isinstance(value, kind) and not isinstance(value, bool)
+            if not known or not allowed(value):
                 raise InputError(f"{name} is {value!r}: it must be {wanted}.")
+            if kind is not str:  # numpy's numbers are welcome, too
+                object.__setattr__(self, name, (int if kind is Integral else float)(value))
+
+
+# field, kind, test, and how a person would say it
+LIMITS: list[tuple[str, type, Callable[[Any], bool], str]] = [
+    ("temperature", Real, lambda v: 0 <= v <= 100, "a number from 0 to 100"),
+    ("top_p", Real, lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
+    ("top_k", Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 (off) or more"),
+    ("ras_window", Integral, lambda v: 0 <= v <= 4096, "a whole number from 0 (off) to 4096"),
+    ("ras_max_repeats", Integral, lambda v: 1 <= v < 2**31, "a whole number above 0"),
+    ("max_frames", Integral, lambda v: 1 <= v < 2**31, "a whole number above 0"),
+    ("seed", Integral, lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
+    ("machine", str, lambda v: v in get_args(Machine), "boson or transformers"),
+]
 
 
 class FrameKeys(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +110,20 @@ def test_outputs_are_refused_before_any_work(tmp_path: Path):
     assert audio.check_output(tmp_path / "OUT.WAV")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder_is_refused(tmp_path: Path):
-    tmp_path.chmod(0o500)
+def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch):
+    def refuse(**kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(audio.tempfile, "NamedTemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(InputError, match="cannot be written"):
         audio.check_output(tmp_path / "out.wav")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc here")
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path):
+    for path in ("/proc/out.wav", f"{tmp_path}/{'x' * 300}.wav", f"{tmp_path}/a\0b.wav"):
+        with pytest.raises(InputError, match="cannot be written"):
+            audio.check_output(path)
 
 
 def test_fades_reach_zero_and_touch_nothing_else():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import zipfile
@@ -93,6 +94,40 @@ def test_a_config_that_contradicts_the_weights(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         HiggsCodec.from_pretrained(write(tmp_path, tensors, LAYOUT_A | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_dilations": [3, 1]},
+        {"strides": [2, 1]},
+        {"semantic_model_config": {"hidden_act": "relu"}},
+        {"semantic_model_config": "x"},
+        {"sample_rate": 0},
+        {"sample_rate": "x"},
+    ],
+)
+def test_what_no_shape_shows_is_refused(tensors: dict, tmp_path: Path, change: dict) -> None:
+    with pytest.raises(CheckpointError, match="config"):
+        HiggsCodec.from_pretrained(write(tmp_path / "codec", tensors, LAYOUT_A | change))
+
+
+def test_heads_that_nothing_says_are_not_guessed(tensors: dict) -> None:
+    """No tensor shows them: HuBERT's heads are 64 wide, and another width needs a config."""
+    shapes = dict(as_transformers(from_arrays(tensors)).shapes)
+    assert CodecConfig.from_shapes(shapes).semantic.heads == 1
+    up = "semantic_model.encoder.layers.0.feed_forward.intermediate_dense.weight"
+    shapes[up] = (shapes[up][0], 96)
+    assert CodecConfig.from_shapes(shapes).semantic.heads is None
+
+
+def test_without_heads_it_decodes_and_does_not_encode(tensors: dict) -> None:
+    whole = CodecConfig.from_shapes(as_transformers(from_arrays(tensors)).shapes)
+    semantic = dataclasses.replace(whole.semantic, heads=None)
+    codec = HiggsCodec.from_tensors(tensors, dataclasses.replace(whole, semantic=semantic))
+    assert codec.decode(mx.zeros((1, 8), dtype=mx.int32)).shape == (960,)
+    with pytest.raises(CheckpointError, match="num_attention_heads"):
+        codec.encode(np.zeros(960, np.float32))
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]"])

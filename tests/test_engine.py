@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import mlx.core as mx
@@ -188,6 +189,14 @@ def test_a_checkpoint_that_cannot_clone_leaves_the_voice_out(
     assert np.array_equal(cloned.pcm, plain.pcm)
     with pytest.raises(InputError, match="lasts"):
         server.generate("seven", reference_audio_path=clip(tmp_path, "short", 0.1))
+
+
+def test_the_signature_names_every_option():
+    for method in (HiggsAudioServer.generate, HiggsAudioServer.generate_stream):
+        names = inspect.signature(method).parameters
+        for name in ("reference_audio_path", "reference_text", "ras_win_len", "fade_in_ms", "seed"):
+            assert names[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert list(names)[:2] == ["self", "target_text"]
 
 
 def test_a_misspelt_option_raises(server: HiggsAudioServer):

@@ -101,7 +101,10 @@ def test_the_ras_window_spans_the_spoken_reference_only(seed: int, monkeypatch):
     codes = mx.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     list(Rows(model, [Audio(codes, spoken=False), *PROMPT], params(max_frames=1)))
     list(Rows(model, [Audio(codes), *PROMPT], params(max_frames=1)))
+    everything = params(max_frames=1, machine="transformers")
+    list(Rows(model, [Audio(codes, spoken=False), *PROMPT], everything))
     assert seen[0].tolist() == [[20] * 4]
+    assert np.array_equal(seen[2], seen[1])
     assert np.array_equal(seen[1][:-1], np.array(model.delay.apply(codes)))
 
 

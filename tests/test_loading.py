@@ -21,6 +21,7 @@ from mlx_higgs.weights import INDEX, load_tensors, read_header, weight_files
 
 GOLDEN = Path(__file__).parent / "golden"
 TRANSFORMERS, BOSON = GOLDEN / "tiny_transformers", GOLDEN / "tiny_boson"
+HEAD = "audio_decoder_proj.audio_lm_head"
 TO_BOSON = [  # transformers' prefix -> Boson's, the inverse of what the model reads
     ("model.embed_audio_tokens.embed_audio_tokens.", "audio_codebook_embeddings."),
     ("audio_lm_head.", "audio_decoder_proj.audio_lm_head."),
@@ -210,6 +211,46 @@ def test_no_codec_beside_a_local_model_says_the_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(CheckpointError, match="--codec"):
         _ = load(TRANSFORMERS).codec
+
+
+def test_matrices_split_by_fine_tuning_are_joined(tmp_path: Path):
+    config, tensors = parts(TRANSFORMERS)
+    tensors = {boson_name(name): array for name, array in tensors.items()}
+    splits = {
+        "embed_tokens.weight": "embed_tokens.embedding_{}.weight",
+        f"{HEAD}.weight": f"{HEAD}.linear_{{}}.weight",
+    }
+    for whole, name in splits.items():
+        matrix = tensors.pop(whole)
+        tensors[name.format("trainable")], tensors[name.format("frozen")] = matrix[9:], matrix[:9]
+    found = parameters(write(tmp_path / "made", config, tensors))
+    expected = parameters(TRANSFORMERS)
+    assert all(mx.array_equal(found[name], expected[name]) for name in expected)
+    del tensors["embed_tokens.embedding_frozen.weight"]
+    with pytest.raises(CheckpointError, match="embedding_trainable"):
+        load_model(write(tmp_path / "half", config, tensors))
+
+
+def test_a_codec_may_lie_in_a_folder_of_the_one_named(tmp_path: Path):
+    shutil.copytree(DEMO / "codec", tmp_path / "audio_tokenizer")
+    assert loading.find_codec(TRANSFORMERS, tmp_path) == tmp_path / "audio_tokenizer"
+    assert loading.find_codec(TRANSFORMERS, DEMO / "codec") == DEMO / "codec"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("top_k", 1.5), ("scene", 5), ("clones", "no"), ("ras_win_len", -3)],
+)
+def test_defaults_that_mean_nothing_are_named(tmp_path: Path, name: str, value):
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(CheckpointError, match="generation_config"):
+        Defaults.from_pretrained(tmp_path)
+
+
+def test_defaults_speak_as_the_references_do(tmp_path: Path):
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "ras_win_len": null}')
+    sampling = Defaults.from_pretrained(tmp_path).sampling
+    assert (sampling.temperature, sampling.ras_window) == (0, 0)
 
 
 def test_defaults_come_from_the_checkpoint(tmp_path: Path):

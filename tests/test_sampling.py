@@ -180,3 +180,12 @@ def test_ras_repeats_as_often_as_the_references(seed: int, setup: dict, rule):
             mx.eval(drawn, [] if window is None else window)
     share = (mx.stack(drawn[10:]) == setup["peak_id"]).mean().item()
     assert abs(share - setup["frequency"][rule]) <= 0.01
+
+
+def test_numbers_of_numpy_are_numbers():
+    params = SamplingParams(np.float32(0.5), np.float64(0.9), np.int32(5), seed=np.int64(3))
+    assert params == SamplingParams(0.5, 0.9, 5, seed=3)
+    assert [type(v) for v in (params.temperature, params.top_k, params.seed)] == [float, int, int]
+    for wrong in ({"top_k": 1.5}, {"temperature": "hot"}, {"seed": True}):
+        with pytest.raises(InputError):
+            SamplingParams(**wrong)

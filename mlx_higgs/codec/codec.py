@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..resample import resample
-from ..types import InputError
+from ..types import CheckpointError, InputError
 from . import checkpoint
 from .checkpoint import TensorSource
 from .config import CodecConfig
@@ -193,6 +193,12 @@ class HiggsCodec:
 
     def _loaded_encoder(self) -> CodecEncoder:
         if self._encoder is None:
+            if self.config.semantic.heads is None:
+                raise CheckpointError(
+                    f"The codec's HuBERT is {self.config.semantic.width} wide, and its config does "
+                    "not say in how many attention heads: add num_attention_heads to its "
+                    "semantic_model_config."
+                )
             encoder = CodecEncoder(self.config)
             self._load(encoder)
             self._encoder = encoder

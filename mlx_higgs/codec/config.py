@@ -22,7 +22,7 @@ class HubertConfig:
 
     width: int = 768
     num_layers: int = 12
-    heads: int = 12
+    heads: int | None = 12  # None: nothing says it, so there is no encoding
     ffn_width: int = 3072
     conv_widths: tuple[int, ...] = (512,) * 7
     conv_taps: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -107,6 +107,8 @@ class CodecConfig:
             config._check(declared)
         except KeyError as error:
             raise CheckpointError(f"The codec's weights lack {error.args[0]}.") from error
+        except CheckpointError:
+            raise
         except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"The codec's config cannot be understood: {error}.") from error
         return config
@@ -124,18 +126,25 @@ class CodecConfig:
             "downsampling_ratios": (acoustic.get("downsampling_ratios"), list(self.strides)),
             "upsampling_ratios": (acoustic.get("upsampling_ratios"), list(self.strides)),
             "num_hidden_layers": (semantic.get("num_hidden_layers"), self.semantic.num_layers),
+            # what no tensor's shape shows
+            "hidden_act": (semantic.get("hidden_act"), "gelu"),
+            "feat_extract_activation": (semantic.get("feat_extract_activation"), "gelu"),
+            "block_dilations": (declared.get("block_dilations"), [1, 1]),
+            "strides": (declared.get("strides"), [1, 1]),
+            "channel_ratios": (declared.get("channel_ratios"), [1, 1]),
         }
         rates = (self.sample_rate, self.semantic_rate)
         if not all(type(rate) is int and rate > 0 for rate in rates) or not self.semantic_step:
             raise CheckpointError(f"The codec's config has sample rates {rates}.")
-        if self.semantic.width % self.semantic.heads:
+        heads = self.semantic.heads
+        if heads is not None and (type(heads) is not int or self.semantic.width % max(heads, 1)):
             raise CheckpointError(
                 f"The codec's {self.semantic.heads} heads do not share {self.semantic.width}."
             )
         for name, (value, actual) in said.items():
             if value is not None and value != actual:
                 raise CheckpointError(
-                    f"The codec's config says {name} = {value}, its weights say {actual}."
+                    f"The codec's config says {name} = {value}; only {actual} fits its weights."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,7 +219,8 @@ def _hubert(shapes: Shapes, declared: Mapping[str, Any]) -> HubertConfig:
     return HubertConfig(
         width=up[1],
         num_layers=_count(shapes, "semantic_model.encoder.layers."),
-        heads=declared.get("num_attention_heads", max(1, up[1] // 64)),
+        # HuBERT has heads of 64; no tensor shows another number
+        heads=declared.get("num_attention_heads", None if up[1] % 64 else up[1] // 64),
         ffn_width=up[0],
         conv_widths=tuple(shape[0] for shape in convs),
         conv_taps=tuple(shape[2] for shape in convs),

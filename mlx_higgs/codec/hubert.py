@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, config: HubertConfig):
         super().__init__()
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads or 1)
         self.layer_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.feed_forward = FeedForward(config.width, config.ffn_width)
         self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)

@@ -33,7 +33,10 @@ class RopeArgs:
         Raises:
             CheckpointError: no theta, two that differ, an unknown type, a missing factor.
         """
-        nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        nested, older = config.get("rope_parameters"), config.get("rope_scaling")
+        if nested and older and {**nested, **older} != nested:
+            raise CheckpointError("The config's rope_parameters and rope_scaling differ.")
+        nested = nested or older or {}
         thetas = {c["rope_theta"] for c in (nested, config) if c.get("rope_theta") is not None}
         if len(thetas) != 1:
             found = "none" if not thetas else " and ".join(map(str, sorted(thetas)))

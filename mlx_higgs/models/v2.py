@@ -90,6 +90,8 @@ class ModelArgs:
             return cls(**_llama(text), **audio, text_head=text_head)
         except KeyError as error:
             raise CheckpointError(f"The config lacks {error.args[0]!r}.") from error
+        except CheckpointError:
+            raise
         except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
             raise CheckpointError(f"The config cannot be understood: {error}.") from error
 
@@ -160,6 +162,21 @@ def _check_fixed(config: dict, table: dict) -> None:
     for field, (default, wanted, name) in table.items():
         if (config.get(field, default) or False) != wanted:  # None and 0 mean off
             raise CheckpointError(f"This checkpoint has {name} ({field}), which is not supported.")
+
+
+def joined(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Fine-tuned checkpoints may split a matrix into frozen and trainable rows: put back together.
+
+    Source: Boson's ``PartiallyFrozenEmbedding`` and ``PartiallyFrozenLinear``.
+    """
+    whole = dict(weights)
+    for name in weights:
+        for kind in ("embedding", "linear"):
+            other = name.replace(f".{kind}_frozen.", f".{kind}_trainable.")
+            if other != name and other in whole:
+                rows = [whole.pop(name), whole.pop(other)]
+                whole[name.replace(f".{kind}_frozen.", ".")] = mx.concatenate(rows)
+    return whole
 
 
 class DualFFNDecoderLayer(nn.Module):
@@ -294,7 +311,7 @@ class Model(nn.Module):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Tensors by transformers' or Boson's names -> by this module's (Boson's) names."""
-        renamed = {self._rename(name): array for name, array in weights.items()}
+        renamed = joined({self._rename(name): array for name, array in weights.items()})
         unused = () if self.args.text_head else ("audio_decoder_proj.text_lm_head.",)
         return {
             name: array

@@ -1,6 +1,6 @@
 """Higgs Audio as a service inside a Python program."""
 
-from .engine import HiggsAudioServer
+from .engine import HiggsAudioServer, SpeechJob
 from .request import SpeechRequest
 
-__all__ = ["HiggsAudioServer", "SpeechRequest"]
+__all__ = ["HiggsAudioServer", "SpeechJob", "SpeechRequest"]

@@ -31,7 +31,7 @@ from ..types import (
     Voice,
 )
 from ..voices import Reference, reference
-from .request import SpeechRequest, check_clips, fit, references
+from .request import SpeechRequest, check_clips, fit, references, spelled_out
 
 ADVICE = {"length": "Allow it more frames."}
 
@@ -91,6 +91,7 @@ class HiggsAudioServer:
         self._prepared = []
         self._codes.clear()
 
+    @spelled_out
     def generate(self, target_text: str, **options) -> Speech:
         """Say ``target_text``.
 
@@ -111,6 +112,7 @@ class HiggsAudioServer:
         pcm = np.concatenate([np.zeros(0, np.float32), *(c.pcm for c in chunks)])
         return job.result(pcm, time.perf_counter() - started)
 
+    @spelled_out
     def generate_stream(
         self, target_text: str, *, chunk_ms: float = 1000.0, **options
     ) -> Iterator[SpeechChunk]:
@@ -197,6 +199,11 @@ class SpeechJob:
             chunk_frames=chunk_frames,
             max_silence=MAX_SILENCE if request.guards else 0,
         )
+
+    @property
+    def num_edge_rows(self) -> int:
+        """Rows beyond one per frame: the delay pattern's ramps."""
+        return self._higgs.model.delay.num_rows(0)
 
     def __iter__(self) -> Iterator[SpeechChunk]:
         """Chunks as they become final.

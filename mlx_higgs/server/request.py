@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from .. import audio
 from ..delay import DelayPattern
@@ -14,6 +16,7 @@ from ..text import frame_cap
 from ..types import FRAME_RATE, InputError, Profile, Prompt, Text, Voice
 from ..voices import Reference, find_voice, reference
 
+Method = TypeVar("Method", bound=Callable)
 Clips = str | os.PathLike | Sequence[str | os.PathLike]
 MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
 PROFILE = "profile:"
@@ -77,6 +80,19 @@ class SpeechRequest:
 
     def __post_init__(self):
         audio.check_fades(self.fade_in_ms, self.fade_out_ms)
+
+
+def spelled_out(method: Method) -> Method:
+    """Show the request's fields where a signature says ``**options`` (for help() and editors)."""
+    shown = inspect.signature(method)
+    own = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+        for f in fields(SpeechRequest)
+        if f.name not in shown.parameters
+    ]
+    vars(method)["__signature__"] = shown.replace(parameters=[*own, *options])
+    return method
 
 
 def references(request: SpeechRequest) -> list[Reference | Voice | Profile]:
