@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file or with -m
 
-from mlx_higgs.types import HiggsError
+from mlx_higgs.cli import run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -290,21 +290,20 @@ def _frequency(rows: Rows, wanted: int) -> float:
     return round(hits / (len(settled) * RAS_CODEBOOKS), 4)
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run the references' sampling code on scripts.")
     parser.add_argument("what", choices=["delay", "ras"])
     parser.add_argument("out", type=Path, help="the .json file to write")
     parser.add_argument("--boson-repo", type=Path, required=True, help="boson-ai/higgs-audio")
     parser.add_argument("--random", type=int, default=20, help="random cases for each K")
     parser.add_argument("--frames", type=int, default=20_000, help="rows of each ras run")
-    args = parser.parse_args()
-    try:
-        report = dump_delay(args) if args.what == "delay" else dump_ras(args)
-    except HiggsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return parser
+
+
+def dump(args: argparse.Namespace) -> None:
+    report = dump_delay(args) if args.what == "delay" else dump_ras(args)
     print(f"{args.out}: {report}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(build_parser(), dump))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file or with -m
 
-from mlx_higgs.types import HiggsError, InputError
+from mlx_higgs.cli import run
+from mlx_higgs.types import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -272,15 +273,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
-    try:
-        report = args.run(args)
-    except HiggsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{args.out}: {report}")
+def dump(args: argparse.Namespace) -> None:
+    print(f"{args.out}: {args.run(args)}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(build_parser(), dump))

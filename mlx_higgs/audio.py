@@ -46,7 +46,7 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
         raise InputError(f"The reference {path} does not exist.")
     try:
         with soundfile.SoundFile(path) as file:
-            _check_length(path, file)
+            _check_clip(path, file)
             wave = file.read(dtype="float32", always_2d=True).mean(axis=1)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
@@ -61,7 +61,7 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
     return to_rate(wave, rate, sample_rate)
 
 
-def _check_length(path: Path, file: SoundFile) -> None:
+def _check_clip(path: Path, file: SoundFile) -> None:
     """Before anything is decoded: a small file can hold hours of silence."""
     seconds = file.frames / file.samplerate
     if not MIN_RATE <= file.samplerate <= MAX_RATE or file.channels > MAX_CHANNELS:

@@ -95,7 +95,7 @@ class DelayPattern:
         """
         book = mx.arange(self.num_codebooks)
         row = mx.where(book > state.step, self.bos_id, row)
-        ramp_out = _BOSON if self.machine == "boson" else _TRANSFORMERS
+        ramp_out = _boson_ramp_out if self.machine == "boson" else _transformers_ramp_out
         row, ramp, done = ramp_out(self, book, row, state.ramp)
         return row.astype(mx.int32), DelayState(state.step + 1, ramp, done)
 
@@ -119,9 +119,6 @@ def _transformers_ramp_out(pattern, book, row, ramp):
     hit = row == eos
     ramp = mx.where((ramp < 0) & mx.any(hit), 0, ramp)
     return row, ramp, mx.all(hit)
-
-
-_BOSON, _TRANSFORMERS = _boson_ramp_out, _transformers_ramp_out
 
 
 class RowReverter:

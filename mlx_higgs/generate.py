@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from .cli import Parser, note, run
 from .types import FRAME_RATE, InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     from tqdm import tqdm
 
     from .server import HiggsAudioServer, SpeechJob, SpeechRequest
@@ -149,24 +147,18 @@ def generate(arguments: argparse.Namespace) -> None:
     from . import audio
     from .sampling import SamplingParams
     from .server.request import check_clips, references
-    from .text import is_blank
 
-    text = read_text(arguments)
-    if is_blank(text):
-        raise InputError(f"There is nothing to say in the text {text[:60]!r}.")
+    request = build_request(arguments, read_text(arguments))
     if arguments.output != "-":
         audio.check_output(arguments.output, force=arguments.force)
-    request = build_request(arguments, text)
     request.sampling(SamplingParams())
     check_clips(references(request))
     if arguments.play:
         audio.player()
     server = load_server(arguments)
-    started = time.perf_counter()
     job = start(server, request)
     announce(server, request)
-    speech = job.result(speak(job), time.perf_counter() - started)
-    _deliver(arguments, speech)
+    _deliver(arguments, speak(job))
 
 
 def read_text(arguments: argparse.Namespace) -> str:
@@ -243,13 +235,11 @@ def start(server: HiggsAudioServer, request: SpeechRequest) -> SpeechJob:
         return server.start(request)
 
 
-def speak(job: SpeechJob) -> np.ndarray:
-    """Mono samples ``[N]``, made under a progress bar per frame."""
-    import numpy as np
-
+def speak(job: SpeechJob) -> Speech:
+    """Run a job under a progress bar per frame."""
     with Progress(job.request.target_text, job.num_edge_rows) as progress:
         job.stream.on_row = progress.show
-        return np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in job)])
+        return job.run()
 
 
 @dataclass

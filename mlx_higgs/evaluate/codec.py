@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 import numpy as np
 
-from ..loading import CODEC_FOLDERS, load_codec, resolve
+from ..loading import codec_beside, load_codec, resolve
 from .golden import read_golden
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def codec_parity(checkpoint: str | Path, golden_path: Path) -> CodecReport:
         InputError: the two do not fit together. CheckpointError: the checkpoint is unusable.
     """
     golden, metadata = read_golden(golden_path, ("wave", "codes", "audio"))
-    codec = load_codec(_codec_folder(resolve(checkpoint)))
+    folder = resolve(checkpoint)
+    codec = load_codec(codec_beside(folder) or folder)
     mode = cast("LengthMode", metadata.get("length_mode", "boson"))  # encode checks it
     codes = np.array(codec.encode(golden["wave"], length_mode=mode))
     audio = np.array(codec.decode(mx.array(golden["codes"].astype(np.int32))))
@@ -63,8 +64,3 @@ def lag(ours: np.ndarray, theirs: np.ndarray) -> int:
     spectrum = np.fft.rfft(ours, size) * np.conj(np.fft.rfft(theirs, size))
     peak = int(np.argmax(np.fft.irfft(spectrum, size)))
     return peak - size if peak > size // 2 else peak
-
-
-def _codec_folder(folder: Path) -> Path:
-    beside = (folder / name for name in CODEC_FOLDERS)
-    return next((path for path in beside if path.is_dir()), folder)

@@ -19,7 +19,7 @@ from ..loading import DEFAULT_MODEL, Higgs, load
 from ..quantization import Quantization
 from ..sampling import SamplingParams
 from ..streaming import MAX_SILENCE, SpeechStream
-from ..text import is_blank, normalize
+from ..text import normalize
 from ..types import (
     FRAME_RATE,
     GenerationError,
@@ -105,12 +105,7 @@ class HiggsAudioServer:
         Raises:
             InputError: a request that cannot be met. GenerationError: no usable speech came.
         """
-        started = time.perf_counter()
-        request = SpeechRequest(target_text, **options)
-        job = self.start(request)
-        chunks = list(job)
-        pcm = np.concatenate([np.zeros(0, np.float32), *(c.pcm for c in chunks)])
-        return job.result(pcm, time.perf_counter() - started)
+        return self.start(SpeechRequest(target_text, **options)).run()
 
     @spelled_out
     def generate_stream(
@@ -135,16 +130,15 @@ class HiggsAudioServer:
 
     def start(self, request: SpeechRequest, chunk_frames: int = 25) -> SpeechJob:
         """Check a request and build its prompt; the work begins when the job is iterated."""
+        started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.sampling)
         prompt, text = self._prompt(request)
         params = fit(params, request, text, prompt, self.higgs.model.delay)
-        return SpeechJob(self.higgs, request, prompt, params, chunk_frames)
+        return SpeechJob(self.higgs, request, prompt, params, chunk_frames, started)
 
     def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
         defaults = self.higgs.defaults
         wanted = defaults.normalize if request.normalize is None else request.normalize
-        if is_blank(request.target_text):
-            raise InputError(f"There is nothing to say in the text {request.target_text!r}.")
         text = request.target_text.strip()
         text = normalize(text) if wanted else text
         scene = defaults.scene if request.scene is None and not request.system else request.scene
@@ -174,7 +168,11 @@ class HiggsAudioServer:
 
 
 class SpeechJob:
-    """One request under way: iterate it for the chunks, then ask for its result."""
+    """One request under way: iterate it for its chunks, or run it to the end.
+
+    Args:
+        started: ``time.perf_counter()`` when the work on it began.
+    """
 
     def __init__(
         self,
@@ -183,9 +181,10 @@ class SpeechJob:
         prompt: Prompt,
         params: SamplingParams,
         chunk_frames: int,
+        started: float,
     ):
         self.request, self.prompt, self.params = request, prompt, params
-        self._higgs, self._sound = higgs, 0.0
+        self._higgs, self._sound, self._started = higgs, 0.0, started
         rows = Rows(
             higgs.model,
             prompt,
@@ -224,20 +223,25 @@ class SpeechJob:
                 f"{ADVICE.get(self.stream.stop_reason or '', 'Try another seed.')}"
             )
 
-    def result(self, pcm: np.ndarray, seconds: float) -> Speech:
-        """The finished speech, faded as the request wants it."""
-        rate, request = self._higgs.codec.sample_rate, self.request
+    def run(self) -> Speech:
+        """All chunks as one speech, faded as the request wants it.
+
+        Raises:
+            GenerationError: as the iteration.
+        """
+        pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in self)])
+        rate, request, codes = self._higgs.codec.sample_rate, self.request, self.stream.codes
         assert self.stream.stop_reason is not None
         assert self.params.seed is not None
         return Speech(
             pcm=audio.fade(pcm, rate, request.fade_in_ms, request.fade_out_ms),
             sampling_rate=rate,
             num_frames_raw=self.stream.num_rows,
-            num_frames_aligned=len(self.stream.codes),
+            num_frames_aligned=len(codes),
             stop_reason=self.stream.stop_reason,
             seed=self.params.seed,
-            seconds=seconds,
-            codes=self.stream.codes,
+            seconds=time.perf_counter() - self._started,
+            codes=codes,
         )
 
 

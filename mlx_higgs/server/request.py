@@ -12,7 +12,7 @@ from typing import TypeVar
 from .. import audio
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..text import frame_cap
+from ..text import frame_cap, is_blank
 from ..types import FRAME_RATE, InputError, Profile, Prompt, Text, Voice
 from ..voices import Reference, find_voice, reference
 
@@ -64,6 +64,11 @@ class SpeechRequest:
     machine: str | None = None
     guards: bool = True
 
+    def __post_init__(self):
+        if is_blank(self.target_text):
+            raise InputError(f"There is nothing to say in the text {self.target_text[:60]!r}.")
+        audio.check_fades(self.fade_in_ms, self.fade_out_ms)
+
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The checkpoint's defaults, with this request's choices and a seed."""
         chosen = {
@@ -77,9 +82,6 @@ class SpeechRequest:
             "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
         }
         return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
-
-    def __post_init__(self):
-        audio.check_fades(self.fade_in_ms, self.fade_out_ms)
 
 
 def spelled_out(method: Method) -> Method:
