@@ -86,11 +86,11 @@ class Defaults:
     """What a checkpoint prefers, from its ``generation_config.json``."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    scene: str | None = None
+    scene: str | None = None  # who speaks when no voice is named
     notice: str | None = None  # a line to announce it with
     normalize: bool = True
     clones: bool = True
-    words: list[str] | None = None  # all it can say
+    words: list[str] | None = None  # what it says best
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Defaults:
@@ -194,6 +194,7 @@ def load(
     *,
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    adapter: str | Path | None = None,
     quantize: Quantization | None = None,
     revision: str | None = None,
 ) -> Higgs:
@@ -202,13 +203,26 @@ def load(
     Args:
         path_or_repo: a folder, a hub repository, or ``demo``.
         codec, tokenizer: where these are when not beside the model.
+        adapter: what was trained on top: a folder or hub repository, mlx-lm's or PEFT's.
         quantize: quantise while loading; the source's full size is never held.
 
     Raises:
         InputError: nothing there. CheckpointError: it cannot be used.
     """
     path = resolve(path_or_repo, revision)
-    return Higgs(path, load_model(path, quantize=quantize), codec, tokenizer)
+    trained = None if adapter is None else resolve_adapter(adapter)
+    model = load_model(path, quantize=quantize)
+    if trained is not None:
+        from .adapters import apply_adapter
+
+        apply_adapter(model, trained)
+    return Higgs(path, model, codec, tokenizer)
+
+
+def resolve_adapter(source: str | Path) -> Path:
+    """An adapter's folder, from here or the hub, or one ``.safetensors`` in such a folder."""
+    path = Path(source).expanduser()
+    return path if path.is_file() else resolve(source)
 
 
 def load_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -145,13 +145,22 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder} could not be written: {error}") from error
 
 
-def save_weights(model: nn.Module, folder: Path, limit: int = SHARD_LIMIT) -> int:
+def save_weights(
+    model: nn.Module,
+    folder: Path,
+    limit: int = SHARD_LIMIT,
+    rename: Callable[[str], str] = str,
+) -> int:
     """Write ``model.safetensors``, or shards of at most ``limit`` bytes and their index.
+
+    Args:
+        rename: the model's name of a tensor -> its name in the file.
 
     Returns:
         The bytes of all tensors.
     """
-    shards = split(dict(tree_flatten(model.parameters())), limit)
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    shards = split({rename(name): array for name, array in arrays.items()}, limit)
     total = sum(array.nbytes for shard in shards for array in shard.values())
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:

@@ -17,6 +17,10 @@ class SpeechModel(Protocol):
     """A talker: prompt in, one row of ``audio_logits`` per step out."""
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
+    ADAPTED: ClassVar[tuple[str, ...]]  # modules of a layer that adapters go to
+    TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
+    TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
+    TEXT_HEAD: ClassVar[str]  # the module that scores token ids
 
     args: Any
     layers: list[nn.Module]
@@ -39,9 +43,12 @@ class SpeechModel(Protocol):
         ...
 
     def hidden(
-        self, x: mx.array, cache: list[KVCache], is_audio: np.ndarray | None = None
+        self, x: mx.array, cache: list[KVCache] | None, is_audio: np.ndarray | None = None
     ) -> mx.array:
-        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio."""
+        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio.
+
+        ``cache`` None: ``x`` is all there is, as in training.
+        """
         ...
 
     def audio_logits(self, h: mx.array) -> mx.array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -129,15 +130,20 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(args.num_heads * d, D, bias=False)
         self._periods = args.rope.periods(d)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache | None) -> mx.array:
+        """``[B, S, D]`` after what ``cache`` holds; None when ``x`` is all there is."""
         B, S, _ = x.shape
-        q = self._rotate(self._heads(self.q_proj(x), self.num_heads), cache.offset)
-        k = self._rotate(self._heads(self.k_proj(x), self.num_kv_heads), cache.offset)
+        offset = 0 if cache is None else cache.offset
+        q = self._rotate(self._heads(self.q_proj(x), self.num_heads), offset)
+        k = self._rotate(self._heads(self.k_proj(x), self.num_kv_heads), offset)
         v = self._heads(self.v_proj(x), self.num_kv_heads)
-        k, v = cache.update(k, v)
-        out = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.head_dim**-0.5, mask="causal" if S > 1 else None
-        )
+        if cache is not None:
+            k, v = cache.update(k, v)
+            out = mx.fast.scaled_dot_product_attention(
+                q, k, v, scale=self.head_dim**-0.5, mask="causal" if S > 1 else None
+            )
+        else:
+            out = _attend(q, k, v, self.head_dim**-0.5)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, S, -1))
 
     def _heads(self, x: mx.array, count: int) -> mx.array:
@@ -153,6 +159,21 @@ class Attention(nn.Module):
             offset=offset,
             freqs=self._periods,
         )
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Causal attention ``[B, heads, S, head_dim]`` of all positions there are, in training."""
+    if mx.default_device().type != mx.cpu:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+    # the fast one computes everything again for its gradient, and the exponentials are what a CPU
+    # spends its time on
+    B, heads, S, d = q.shape
+    shared = k.shape[1]
+    grouped = (scale * q).reshape(B, shared, heads // shared * S, d)
+    scores = (grouped @ k.swapaxes(-1, -2)).reshape(B, heads, S, S)
+    later = mx.triu(mx.full((S, S), -mx.inf, scores.dtype), k=1)
+    weights = mx.softmax(scores + later, axis=-1, precise=True)
+    return (weights.reshape(B, shared, -1, S) @ v).reshape(B, heads, S, d)
 
 
 class MLP(nn.Module):
@@ -180,16 +201,30 @@ class Route:
         flat = np.ones(1, dtype=bool) if is_audio is None else is_audio.reshape(-1)
         self._all = "audio" if flat.all() else "text" if not flat.any() else None
         if self._all is None:
-            self._text, self._audio = (mx.array(np.flatnonzero(m)) for m in (~flat, flat))
             order = np.concatenate([np.flatnonzero(~flat), np.flatnonzero(flat)])
-            self._back = mx.array(np.argsort(order))
+            self._num_text = int((~flat).sum())
+            self._order, self._back = mx.array(order), mx.array(np.argsort(order))
 
     def __call__(self, x: mx.array, text: Layer, audio: Layer) -> mx.array:
         if self._all is not None:
             return audio(x) if self._all == "audio" else text(x)
-        flat = x.reshape(-1, x.shape[-1])
-        parts = mx.concatenate([text(flat[self._text]), audio(flat[self._audio])])
-        return parts[self._back].reshape(*x.shape[:-1], -1)
+        flat: Any = _permuted(x.reshape(-1, x.shape[-1]), self._order, self._back)
+        parts = [text(flat[: self._num_text]), audio(flat[self._num_text :])]
+        whole: Any = _permuted(mx.concatenate(parts), self._back, self._order)
+        return whole.reshape(*x.shape[:-1], -1)
+
+
+@mx.custom_function
+def _permuted(x: mx.array, order: mx.array, back: mx.array) -> mx.array:
+    """Rows ``[N, D]`` in another order; ``back`` undoes it."""
+    return x[order]
+
+
+@_permuted.vjp
+def _permuted_vjp(primals: Any, cotangent: Any, _: Any) -> tuple:
+    # left to itself, the gradient of a gather is a scatter, which adds row by row
+    _, order, back = primals
+    return cotangent[back], mx.zeros_like(order), mx.zeros_like(back)
 
 
 def embed_rows(table: nn.Module, rows: mx.array, codebook_vocab: int) -> mx.array:

@@ -197,7 +197,7 @@ class DualFFNDecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
         self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
 
-    def __call__(self, x: mx.array, route: Route, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, route: Route, cache: KVCache | None) -> mx.array:
         x = x + self.self_attn(route(x, self.input_layernorm, self.audio_input_layernorm), cache)
         return x + route(x, self._text_ffn, self._audio_ffn)
 
@@ -228,6 +228,16 @@ class Model(nn.Module):
         ("text_lm_head.", "audio_decoder_proj.text_lm_head."),
         ("model.", ""),
     ]
+    # what training adapts and freezes: modules of a layer, of the model, and what only text uses
+    ADAPTED = (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
+    )
+    TEXT_PARTS = (  # Boson's freeze_llm
+        r"embed_tokens|norm|"
+        r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
+    )
+    TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     # computed, not learnt: some files hold them all the same
     DROPPED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "audio_codebook_weights")
 
@@ -285,11 +295,14 @@ class Model(nn.Module):
         return embed_rows(self.audio_codebook_embeddings, rows, self.args.codebook_vocab)
 
     def hidden(
-        self, x: mx.array, cache: list[KVCache], is_audio: np.ndarray | None = None
+        self, x: mx.array, cache: list[KVCache] | None, is_audio: np.ndarray | None = None
     ) -> mx.array:
-        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio."""
+        """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio.
+
+        ``cache`` None: ``x`` is all there is, as in training.
+        """
         route = Route(is_audio)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             x = layer(x, route, layer_cache)
         return self.norm(x)
 

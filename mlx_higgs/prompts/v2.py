@@ -11,8 +11,8 @@ Control tokens in the texts of a caller are read as ordinary characters, except 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -68,6 +68,7 @@ class Turn:
 
     role: Role
     parts: Sequence[Part]
+    recipient: str | None = None  # whom an assistant addresses
 
 
 class PromptBuilder:
@@ -144,20 +145,60 @@ class PromptBuilder:
     def render(self, turns: Sequence[Turn]) -> Prompt:
         """Any conversation, followed by the opening of the model's spoken answer."""
         tokens = self._tokens
-        prompt: Prompt = [Text([tokens.id("<|begin_of_text|>")])]
-        following = [turn.role for turn in turns[1:]]
-        for turn, next_role in zip_longest(turns, following):
-            prompt.append(Text(self._header(turn.role)))
-            for part in _after_header(turn.parts):
-                prompt += self._part(part, turn.role)
-            speaks_on = turn.role == next_role == "assistant"
-            prompt.append(Text([tokens.id("<|eom_id|>" if speaks_on else "<|eot_id|>")]))
         answer = [
             *self._header("assistant"),
             *tokens.encode("\n\n"),
             tokens.id("<|audio_out_bos|>"),
         ]
-        return _merged([*prompt, Text(answer)])
+        pieces = [piece for turn in self._written(turns) for piece in turn]
+        return _merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, Text(answer)])
+
+    def turn(self, role: Role, parts: Sequence[Part], recipient: str | None = None) -> Turn:
+        """One turn of a conversation, for `render` and `transcript`."""
+        return Turn(role, parts, recipient)
+
+    def transcript(
+        self, turns: Sequence[Turn], *, scene: str | None = None, start_index: int = 0
+    ) -> list[tuple[Text | Audio, bool]]:
+        """A whole conversation for training: its pieces, and whether the model learns to say each.
+
+        It learns what assistants say from turn ``start_index`` on, with the token that ends the
+        turn, but not the headers. A turn's texts may hold ``MARKERS`` if it is the system's.
+
+        Args:
+            scene: goes into the system turn, which is made when there is none.
+
+        Raises:
+            CheckpointError: the tokenizer lacks a token this conversation needs.
+        """
+        scene = (scene or "").strip()
+        has_system = bool(turns) and turns[0].role == "system"
+        if scene and not has_system:
+            turns, start_index = [Turn("system", [ONE_SPEAKER]), *turns], start_index + 1
+        turns = [_trusted(turn, scene if i == 0 else "") for i, turn in enumerate(turns)]
+        pieces: list[tuple[Text | Audio, bool]] = [
+            (Text([self._tokens.id("<|begin_of_text|>")]), False)
+        ]
+        for index, (header, *said) in enumerate(self._written(turns)):
+            trained = turns[index].role == "assistant" and index >= start_index
+            pieces += [(header, False), *((piece, trained) for piece in said)]
+        return pieces
+
+    def _written(self, turns: Sequence[Turn]) -> Iterator[Prompt]:
+        """Each turn: its header with the blank line, then what is said, then its end."""
+        blank = len(self._tokens.encode("\n\n"))
+        following = [turn.role for turn in turns[1:]]
+        for turn, next_role in zip_longest(turns, following):
+            parts = turn.parts
+            if turn.recipient:
+                parts = [turn.recipient, Marker("<|recipient|>"), *parts]
+            said = [piece for part in _after_header(parts) for piece in self._part(part, turn.role)]
+            first = said[0]
+            assert isinstance(first, Text)  # it begins with the blank line
+            speaks_on = turn.role == next_role == "assistant"
+            end = self._tokens.id("<|eom_id|>" if speaks_on else "<|eot_id|>")
+            header = Text([*self._header(turn.role), *first.ids[:blank]])
+            yield [header, Text(first.ids[blank:]), *said[1:], Text([end])]
 
     def _header(self, role: Role) -> list[int]:
         start, end = self._tokens.id("<|start_header_id|>"), self._tokens.id("<|end_header_id|>")
@@ -188,6 +229,18 @@ def with_markers(text: str) -> list[Part]:
     """Cut a trusted text at its ``MARKERS``: the parts of a `Turn` that may hold them."""
     pieces = re.split(f"({'|'.join(map(re.escape, MARKERS))})", text)
     return [Marker(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece]
+
+
+def _trusted(turn: Turn, scene: str) -> Turn:
+    """A turn whose texts are cut at their markers if it is the system's, with the scene in it."""
+    if turn.role != "system":
+        return turn
+    parts: list[Part] = []
+    for part in turn.parts:
+        parts += with_markers(part) if isinstance(part, str) else [part]
+    if scene and Marker(SCENE_START) not in [p for p in parts if isinstance(p, Marker)]:
+        parts += _system("", scene, [])
+    return replace(turn, parts=_joined(parts))
 
 
 def _opening(
