@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", default="demo", help="folder or hub name (default: the bundled demo)"
     )
+    group.add_argument("--adapter", help="folder or hub name: what was trained on top of the model")
     group.add_argument("--codec", help="folder or hub name, when not beside the model")
     group.add_argument("--tokenizer", help="folder or hub name, when not beside the model")
     group.add_argument("--revision", help="commit or branch of a hub model")
@@ -210,6 +212,7 @@ def load_server(arguments: argparse.Namespace) -> HiggsAudioServer:
         arguments.model,
         arguments.codec,
         arguments.tokenizer,
+        adapter=arguments.adapter,
         quantize=None if bits is None else Quantization.of(bits),
         revision=arguments.revision,
     )
@@ -221,9 +224,11 @@ def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
     if defaults.notice:
         note(defaults.notice)
     if defaults.words:
-        strange = sorted(set(request.target_text.split()) - set(defaults.words))
+        said = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", request.target_text.lower())
+        strange = sorted(set(said) - set(defaults.words))
         if strange:
-            note(f"It cannot say {', '.join(strange[:5])}: expect nonsense.")
+            more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+            note(f"It never learnt {', '.join(strange[:5])}{more}: it spells them out as it can.")
     if not defaults.clones and (request.reference_audio_path or request.voice):
         note("This checkpoint cannot clone: the voice asked for is left out.")
 

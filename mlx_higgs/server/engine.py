@@ -51,10 +51,11 @@ class HiggsAudioServer:
         codec_path: str | Path | None = None,
         tokenizer_path: str | Path | None = None,
         *,
+        adapter: str | Path | None = None,
         quantize: Quantization | None = None,
         revision: str | None = None,
     ) -> HiggsAudioServer:
-        """Load a folder, a hub repository, or the bundled ``demo``.
+        """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
@@ -64,6 +65,7 @@ class HiggsAudioServer:
                 model_path,
                 codec=codec_path,
                 tokenizer=tokenizer_path,
+                adapter=adapter,
                 quantize=quantize,
                 revision=revision,
             )
@@ -141,10 +143,12 @@ class HiggsAudioServer:
         wanted = defaults.normalize if request.normalize is None else request.normalize
         text = request.target_text.strip()
         text = normalize(text) if wanted else text
-        scene = defaults.scene if request.scene is None and not request.system else request.scene
+        voices, scene = self._voices(request), request.scene
+        if scene is None and not request.system and not voices:
+            scene = defaults.scene
         prompt = self.higgs.prompts.build(
             text,
-            voices=self._voices(request),
+            voices=voices,
             scene=scene or None,
             system=request.system,
             references_in_system=request.references_in_system,
