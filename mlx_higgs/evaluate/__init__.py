@@ -1,1 +1,1 @@
-"""What a checkpoint is worth, measured: equality with the reference."""
+"""What a checkpoint is worth, measured: equal to the reference, and how it is heard."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..cli import Parser, run
 from ..types import GenerationError
+from .options import add_speech_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,8 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     parity = tools.add_parser("parity", help="the talker against the reference's golden file")
     parity.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parity.add_argument("--adapter", help="folder or hub name: what was trained on top")
     _add_common(parity)
     _add_common(tools.add_parser("codec", help="the codec against the reference's golden file"))
+    add_speech_parser(tools)
     return parser
 
 
@@ -38,10 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.tool == "speech":
+        from .speech import run_speech
+
+        run_speech(arguments)
+        return
     if arguments.tool == "parity":
         from .parity import parity
 
-        report = asdict(parity(arguments.checkpoint, arguments.golden, arguments.dtype))
+        report = asdict(
+            parity(arguments.checkpoint, arguments.golden, arguments.dtype, arguments.adapter)
+        )
         worst, equal = report["max_abs"], report["greedy_rows_equal"]
     else:
         from .codec import codec_parity

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from ..adapters import apply_adapter
 from ..frames import Rows
-from ..loading import load_model, resolve
+from ..loading import load_model, resolve, resolve_adapter
 from ..quantization import stored_quantization
 from ..sampling import SamplingParams
 from ..types import InputError, Prompt, Text
@@ -48,11 +49,17 @@ class ParityReport:
     text_argmax_agreement: float | None = None
 
 
-def parity(checkpoint: str | Path, golden_path: Path, dtype: str = "float32") -> ParityReport:
+def parity(
+    checkpoint: str | Path,
+    golden_path: Path,
+    dtype: str = "float32",
+    adapter: str | Path | None = None,
+) -> ParityReport:
     """Compare a checkpoint with a golden file of ``convert/dump_golden.py model``.
 
     Args:
         dtype: compute in this width; a quantised checkpoint keeps its own.
+        adapter: what was trained on top of the checkpoint.
 
     Raises:
         InputError: the two do not fit together. CheckpointError: the checkpoint is unusable.
@@ -63,6 +70,8 @@ def parity(checkpoint: str | Path, golden_path: Path, dtype: str = "float32") ->
     quantized = stored_quantization(read_json(folder / "config.json"))
     has_text = "text_logits" in golden
     model = load_model(folder, dtype=None if quantized else dtype, text_head=has_text)
+    if adapter is not None:
+        apply_adapter(model, resolve_adapter(adapter))
 
     x, is_audio = embed_golden(model, golden["input_ids"], golden["audio_rows"])
     h = model.hidden(x, model.make_cache(), is_audio)
