@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -29,22 +29,30 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LEVELS = (
     ("__version__", "types", "weights", "delay", "sampling", "audio", "resample", "text"),
     ("codec", "prompts"),
-    ("models", "quantization"),
-    ("loading", "frames", "batch", "streaming", "longform", "voices", "saving"),
+    ("models", "quantization", "lora"),
+    ("loading", "frames", "batch", "streaming", "longform", "voices", "saving", "peft", "adapters"),
     ("server",),
-    ("generate", "convert", "evaluate", "train", "cli"),
+    ("generate", "convert", "fuse", "evaluate", "train", "cli"),
 )
 VERSION = "mlx_higgs.__version__"
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ONLY_IN_FUNCTIONS = {
     "huggingface_hub",
+    "jiwer",
+    "matplotlib",
     "mlx_lm",
+    "pocketsphinx",
+    "pywhispercpp",
     "sounddevice",
     "soundfile",
+    "tensorboardX",
     "tqdm",
     "transformers",
+    "yaml",
 }
+PRODUCT_EXTRAS = ("play", "train", "eval", "whisper")  # the package imports these
+IMPORT_NAMES = {"pyyaml": "yaml"}
 NEVER = {"convert", "examples", "tests", "torch"}  # the workshop is not in the wheel
 HEAVY = {"huggingface_hub", "mlx", "mlx_lm", "numpy", "torch", "transformers"}
 START_UP = 0.25  # seconds a --help may take beyond what the interpreter itself needs
@@ -189,13 +197,16 @@ def test_slow_and_forbidden_imports(name):
 def test_dependencies_are_exactly_the_imports():
     """A dependency nobody imports is a slow install; an import nobody declares is a crash."""
     needed = {top for name in modules() for top, _ in foreign(name)}
-    play = distributions(PROJECT["optional-dependencies"]["play"])
-    assert needed - play == distributions(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    optional = set().union(*(distributions(extras[name], IMPORT_NAMES) for name in PRODUCT_EXTRAS))
+    assert needed - optional == distributions(PROJECT["dependencies"])
+    assert optional <= needed
 
 
-def distributions(requirements: list[str]) -> set[str]:
-    """``mlx[cpu]>=0.32; marker`` -> ``mlx``: each of ours is imported by its own name."""
-    return {re.split(r"[^A-Za-z0-9_]", requirement, maxsplit=1)[0] for requirement in requirements}
+def distributions(requirements: list[str], import_names: Mapping[str, str] = {}) -> set[str]:
+    """``mlx[cpu]>=0.32; marker`` -> ``mlx``: nearly all of ours are imported by their own name."""
+    names = {re.split(r"[^A-Za-z0-9_-]", one, maxsplit=1)[0] for one in requirements}
+    return {import_names.get(name, name).replace("-", "_") for name in names}
 
 
 # -- the commands -------------------------------------------------------------------------------
