@@ -160,30 +160,31 @@ def _checked(config: dict, source: str) -> dict:
 def load_adapter(model: Any, source: Path) -> None:
     """Fill a talker whose layers are trainable already, by mlx-lm's, and go on from there.
 
+    Trainable modules that the adapter lacks stay as they are.
+
     Raises:
         CheckpointError: an adapter of another base, strength, rank or choice of layers.
     """
     adapter = read_adapter(source)
-    _check_base(adapter, model)
+    check_base(adapter, model)
     tensors = model.sanitize(adapter.tensors)
-    trainable = dict(tree_flatten(model.trainable_parameters()))
     shapes = {name: array.shape for name, array in tensors.items()}
-    if shapes != {name: array.shape for name, array in trainable.items()}:
-        names = sorted(
-            n for n in shapes.keys() | trainable.keys() if not _equal(shapes, trainable, n)
-        )
+    paths = {name.rpartition(".")[0] for name in shapes}
+    trainable: Tensors = dict(tree_flatten(model.trainable_parameters()))
+    wanted = {n: a.shape for n, a in trainable.items() if n.rpartition(".")[0] in paths}
+    if shapes != wanted:
+        names = sorted(n for n in shapes | wanted if shapes.get(n) != wanted.get(n))
         raise CheckpointError(
             f"{source} was made with other layers or ranks than are to be trained now: "
-            f"{', '.join(names[:5])}. Use its lora_parameters and num_layers."
+            f"{', '.join(names[:5])}. Use its fine_tune_type, lora_parameters and num_layers."
         )
     scales = {module.scale for module in model.modules() if "lora_a" in module}
     if scales - {adapter.scale}:
-        raise CheckpointError(f"{source} has scale {adapter.scale}, the training {scales.pop()}.")
+        raise CheckpointError(
+            f"{source} has scale {adapter.scale:g}, this run {max(scales):g}: set it in "
+            "lora_parameters."
+        )
     model.load_weights(list(tensors.items()), strict=False)
-
-
-def _equal(shapes: dict, trainable: Tensors, name: str) -> bool:
-    return name in trainable and shapes.get(name) == trainable[name].shape
 
 
 # -- applying -----------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def apply_adapter(model: Any, source: Path, *, fuse: bool | None = None) -> Any:
         InputError: ``fuse`` with quantised weights.
     """
     adapter = read_adapter(source)
-    _check_base(adapter, model)
+    check_base(adapter, model)
     tensors = model.sanitize(adapter.tensors)
     check_fit(adapter, tensors, model)
     whole, updates = _split(tensors, adapter.kind)
@@ -262,7 +263,12 @@ def _split(tensors: Tensors, kind: str) -> tuple[Tensors, dict[str, Tensors]]:
     return whole, updates
 
 
-def _check_base(adapter: Adapter, model: Any) -> None:
+def check_base(adapter: Adapter, model: Any) -> None:
+    """Whether a talker is the one that an adapter was trained on.
+
+    Raises:
+        CheckpointError: it has other sizes, or other weights.
+    """
     recorded, facts = adapter.config.get("base") or {}, base_facts(model)
     for name, value in recorded.items():
         if type(value) is int and facts.get(name, value) != value:

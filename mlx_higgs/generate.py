@@ -228,7 +228,8 @@ def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
         strange = sorted(set(said) - set(defaults.words))
         if strange:
             more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
-            note(f"It never learnt {', '.join(strange[:5])}{more}: it spells them out as it can.")
+            count = len(defaults.words)
+            note(f"Not among the {count} words it reads best: {', '.join(strange[:5])}{more}.")
     if not defaults.clones and (request.reference_audio_path or request.voice):
         note("This checkpoint cannot clone: the voice asked for is left out.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mlx_higgs.evaluate.show import show
 from mlx_higgs.evaluate.texts import SENTENCES, draw_texts, read_recordings
 from mlx_higgs.evaluate.trials import Trial, perform, plan, play_back
 from mlx_higgs.evaluate.words import DIGITS, spoken_words
+from mlx_higgs.loading import DEMO
 from mlx_higgs.types import CheckpointError, GenerationError, InputError, Speech
 
 PROMPTS = Path(__file__).parent.parent / "examples" / "voice_prompts"
@@ -222,7 +224,7 @@ BAD = {
     "no such voice": (["--voice", "nobody"], "no voice 'nobody'"),
     "words of no clip": (["--ref-text", "hello"], "needs --ref-audio"),
     "one voice": (["--references", "one"], "at least two"),
-    "no clones": (["--voice", "en_man"], "cannot clone"),
+    "no clones": (["--model", "one_voice", "--voice", "en_man"], "cannot clone"),
     "texts of recordings": (["--recordings", ".", "--texts", "x"], "do not apply"),
     "no plot": (["--plot", "plot.doc"], "no known suffix"),
     "no plot folder": (["--plot", "nowhere/plot.png"], "does not exist"),
@@ -234,6 +236,12 @@ BAD = {
     "no model": (["--model", "nowhere"], "no folder nowhere"),
     "temperature": (["--temperature", "-1"], "temperature"),
 }
+
+
+def one_voice(folder: Path) -> None:
+    """The demo as if it could not clone."""
+    config = shutil.copytree(DEMO, folder / "one_voice") / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"clones": False}))
 
 
 @pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
@@ -249,6 +257,8 @@ def test_bad_input_is_one_line_before_anything_is_said(
     (tmp_path / "one").mkdir()
     write(tmp_path / "one" / "me.wav", thirds("en_man")[0])
     (tmp_path / "one" / "me.txt").write_text("some words")
+    if "one_voice" in options:
+        one_voice(tmp_path)
     assert main(["speech", *options]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error

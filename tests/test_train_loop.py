@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from checkpoints import tensors
 from tiny_training import Setting, setting
 
 from mlx_higgs.loading import load_model
-from mlx_higgs.train.__main__ import main
+from mlx_higgs.train.__main__ import build_parser, main
+from mlx_higgs.train.options import read_options
 from mlx_higgs.train.state import STATE
 
 FULL = ("--fine-tune-type", "full", "--batch-size", 2, "--code-noise", 0.2)
@@ -155,6 +157,38 @@ def test_starting_from_an_adapter_goes_on_with_its_weights(place, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == trained
 
 
+def test_a_base_that_is_scored_alone_is_told(place, capsys):
+    assert run(place, *FAST, "--no-train", "--test", out="nothing") == 0
+    assert "nothing holds no adapter: the base itself is scored" in capsys.readouterr().err
+    assert not place.out.with_name("nothing").exists()
+
+
+def test_another_strength_or_base_is_refused(place, tmp_path, capsys):
+    pytest.importorskip("mlx_lm")
+    yaml = place.data / "c.yaml"
+    yaml.write_text("lora_parameters: {rank: 2, scale: 2.0}\nbatch_size: 2\n")
+    assert run(place, "-c", yaml, "--iters", 2) == 0
+    other = Path(shutil.copytree(place.model, tmp_path / "other"))
+    arrays = mx.load(str(other / "model.safetensors"))
+    changed = {k: 2 * v if k.endswith("norm.weight") else v for k, v in arrays.items()}
+    mx.save_safetensors(str(other / "model.safetensors"), changed)
+    for more in (("--no-train", "--test"), ("--iters", 3, "--resume")):
+        said = error(place, capsys, "-c", yaml, *more, "--model", other)
+        assert "was trained on another base" in said
+    yaml.write_text("lora_parameters: {rank: 2}\nbatch_size: 2\n")
+    said = error(place, capsys, "-c", yaml, "--no-train", "--test")
+    assert "has scale 2, this run 20: set it in lora_parameters" in said
+
+
+def test_an_adapter_without_the_text_head_starts_one_with_it(place):
+    assert run(place, *FAST, "--iters", 2, "--text-loss-weight", 0) == 0
+    start = ("--resume-adapter-file", place.out / "adapters.safetensors")
+    assert run(place, *FAST, *start, "--iters", 2, out="next") == 0
+    head = "audio_decoder_proj.text_lm_head.weight"
+    assert head not in weights(place.out)
+    assert head in weights(place.out.with_name("next"))
+
+
 # -- stopping and going on ---------------------------------------------------------------------
 
 
@@ -165,6 +199,20 @@ def test_a_killed_run_goes_on_to_the_same_end(place):
     assert result.returncode == -9, result.stderr
     assert not (place.out.with_name("killed") / "0000009_adapters.safetensors").exists()
     assert run(place, *FAST, "--iters", ITERS, "--resume", out="killed") == 0
+    assert_same_run(place.out.with_name("killed"), place.out)
+
+
+def test_a_kill_within_a_save_loses_nothing(place):
+    assert run(place, *FAST, "--iters", 3) == 0
+    between = (
+        "import os, signal\nfrom mlx_higgs.train import run\n"
+        "def last(save):\n"
+        "    return lambda *words: (save(*words), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "run.save_state, run.save_adapter = last(run.save_state), last(run.save_adapter)"
+    )
+    result = killed(place, between, *FAST, "--iters", 3, out="killed")
+    assert result.returncode == -9, result.stderr
+    assert run(place, *FAST, "--iters", 3, "--resume", out="killed") == 0
     assert_same_run(place.out.with_name("killed"), place.out)
 
 
@@ -240,6 +288,25 @@ def test_a_loss_that_is_no_number_keeps_the_last_save(place, capsys):
     assert all(np.isfinite(np.frombuffer(v, np.float32)).all() for v in weights(place.out).values())
 
 
+def test_weights_that_are_no_numbers_are_not_saved(place, capsys):
+    assert run(place, *FAST, "--iters", 3) == 0
+    burst = ("--learning-rate", 1e39, "--grad-clip", 0, "--save-every", 1, "--iters", 4)
+    assert run(place, *FULL, *burst, "--resume") == 1
+    assert "The weights are not finite after iteration 4" in capsys.readouterr().err
+    assert all(np.isfinite(np.frombuffer(v, np.float32)).all() for v in weights(place.out).values())
+    assert not (place.out / f"{4:07}_adapters.safetensors").exists()
+
+
+def test_a_float16_checkpoint_is_trained_in_full_as_float32(tmp_path, seed, capsys):
+    place = setting(tmp_path, seed, dtype="float16")
+    assert run(place, *FAST, "--iters", 3) == 0
+    assert "float32 is trained" in capsys.readouterr().err
+    trained = mx.load(str(place.out / "adapters.safetensors"))
+    assert {array.dtype for array in trained.values()} == {mx.float32}
+    said = error(place, capsys, *FAST, "--force", "--dtype", "float16")
+    assert "dtype float16 is too narrow" in said
+
+
 # -- errors ------------------------------------------------------------------------------------
 
 
@@ -279,6 +346,7 @@ def test_bad_options_are_one_line(place, capsys, more, words):
         ("batch_size: two\n", "batch_size is 'two', not a whole number"),
         ("optimizer: adamm\n", "not one of adam, adamw"),
         ("learning_rate: fast\n", "learning_rate is 'fast'"),
+        ("codebook_weights: [1, a]\n", "codebook_weights has 'a', not a number"),
         ("- a\n", "holds no names with values"),
         ("a: [\n", "is not YAML"),
     ],
@@ -295,6 +363,26 @@ def test_the_command_line_wins_over_the_config(place):
     assert run(place, *FAST, "-c", place.data / "c.yaml", "--iters", 2) == 0
     config = json.loads((place.out / "adapter_config.json").read_text())
     assert (config["iters"], config["seed"], config["learning_rate"]) == (2, 3, 1e-3)
+
+
+def test_yaml_takes_exponents_for_numbers_everywhere(place):
+    pytest.importorskip("yaml")
+    config = place.data / "c.yaml"
+    config.write_text("data: x\noptimizer_config: {adam: {eps: 1e-8, betas: [9e-1, 0.99]}}\n")
+    options = read_options(build_parser().parse_args(["-c", str(config)]))
+    assert options.optimizer_config == {"adam": {"eps": 1e-8, "betas": [0.9, 0.99]}}
+
+
+def test_a_precision_may_be_named_in_both_places(place, capsys):
+    pytest.importorskip("yaml")
+    config = place.data / "c.yaml"
+    config.write_text("data: x\ndtype: bfloat16\n")
+    given = ["-c", str(config)]
+    assert read_options(build_parser().parse_args(given)).dtype == "bfloat16"
+    given += ["--dtype", "float32"]
+    assert read_options(build_parser().parse_args(given)).dtype == "float32"
+    config.write_text("dtype: float8\n")
+    assert "not one of float32, float16, bfloat16" in error(place, capsys, "-c", config)
 
 
 def test_a_missing_clip_is_told_by_its_line(place, capsys):

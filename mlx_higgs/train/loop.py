@@ -22,6 +22,7 @@ from .batches import Batch, Schedule, collate, in_order, with_noise
 from .loss import Weights, sums
 from .samples import Sample
 
+SPOILED = "lower learning_rate, or set grad_clip. What was saved before is good."
 NOISE = 1  # keeps the draws of one purpose apart from those of another
 
 
@@ -146,11 +147,23 @@ class Trainer:
         if not math.isfinite(found):
             raise GenerationError(
                 f"The loss or its gradient is not finite at iteration {self.iteration + 1}: "
-                "lower learning_rate, or set grad_clip. The last save is good."
+                f"{SPOILED}"
             )
         self.iteration += 1
         self.tally.merge(tally)
         return tally, found
+
+    def check(self) -> None:
+        """Whether the weights may be saved.
+
+        Raises:
+            GenerationError: some are not finite.
+        """
+        trained = dict(tree_flatten(self.model.trainable_parameters())).values()
+        if not mx.stack([mx.isfinite(array).all() for array in trained]).all().item():
+            raise GenerationError(
+                f"The weights are not finite after iteration {self.iteration}: {SPOILED}"
+            )
 
     def _gradients(self, batches: Sequence[Batch]) -> tuple[Any, list]:
         books, text = self.weights.of_targets(batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,9 @@ def _adapted(model: Any, options: Options) -> None:
     for name in ("freeze_llm", "freeze_embed_until_idx", "freeze_text_head_until_idx"):
         if getattr(options, name):
             raise InputError(f"{name} goes with fine_tune_type full: adapters freeze all the rest.")
+    count = len(model.layers)
+    if options.num_layers != -1 and not 0 < options.num_layers <= count:
+        raise InputError(f"num_layers is {options.num_layers}: use 1 to {count}, or -1 for all.")
     parameters = lora_parameters(model, options.lora_parameters)
     mx.random.seed(options.seed)
     model.freeze()
@@ -92,6 +96,11 @@ def lora_parameters(model: SpeechModel, given: dict) -> dict:
     found = {**LORA_DEFAULTS, "keys": list(model.ADAPTED), **given}
     if not (isinstance(found["rank"], int) and found["rank"] > 0):
         raise InputError(f"lora_parameters: rank is {found['rank']!r}, not a positive number.")
+    for name in found.keys() - {"keys"}:
+        if type(found[name]) not in (int, float) or not math.isfinite(found[name]):
+            raise InputError(f"lora_parameters: {name} is {found[name]!r}, not a number.")
+    if not 0 <= found["dropout"] < 1:
+        raise InputError(f"lora_parameters: dropout is {found['dropout']}: from 0 to below 1.")
     if "alpha" in found:
         found["scale"] = float(found.pop("alpha")) / found["rank"]
     _check_keys(model, found["keys"])
@@ -99,6 +108,8 @@ def lora_parameters(model: SpeechModel, given: dict) -> dict:
 
 
 def _check_keys(model: Any, keys: Any) -> None:
+    if not isinstance(keys, list):
+        raise InputError(f"lora_parameters: keys are {keys!r}, not a list of modules.")
     known = {path for layer in model.layers for path, _ in layer.named_modules()}
     known |= {path for path, _ in model.named_modules()}
     missing = [key for key in keys if key not in known]
@@ -143,6 +154,11 @@ def build_optimizer(options: Options) -> optim.Optimizer:
         raise InputError(
             f"optimizer_config names {', '.join(sorted(unknown)) or arguments!r}: it holds "
             "arguments under the optimizer's name, such as adamw: {weight_decay: 0.01}."
+        )
+    if odd := [name for name, value in arguments.items() if isinstance(value, str | dict)]:
+        raise InputError(
+            f"optimizer_config of {options.optimizer}: {odd[0]} is {arguments[odd[0]]!r}, "
+            "not a number."
         )
     if options.optimizer == "adafactor":
         arguments = {"relative_step": False, "scale_parameter": False, **arguments}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..types import InputError
@@ -93,6 +94,7 @@ KINDS = {
     list: "a list",
     str: "text",
 }
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 POSITIVE = (
     "iters",
     "batch_size",
@@ -129,7 +131,7 @@ def _add(parser: argparse.ArgumentParser, name: str, f: Any) -> None:
 
 def _kind(hint: Any) -> tuple[type, tuple | None]:
     """The type of an option, and its values if they are few."""
-    if isinstance(hint, UnionType):
+    if NoneType in get_args(hint):  # Literal | None is of another class than str | None
         hint = next(part for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is Literal:
         return str, get_args(hint)
@@ -179,6 +181,10 @@ def _value(path: Path, name: str, value: Any) -> Any:
     value = _number(kind, value)
     if kind is list and isinstance(value, list):
         value = [_number(float, entry) for entry in value]
+        if odd := [entry for entry in value if type(entry) is not float]:
+            raise InputError(f"{path}: {name} has {odd[0]!r}, not a number.")
+    if kind is dict:
+        value = _numbers(value)
     if type(value) is not kind or (choices and value not in choices):
         wanted = f"one of {', '.join(choices)}" if choices else KINDS[kind]
         raise InputError(f"{path}: {name} is {value!r}, not {wanted}.")
@@ -192,6 +198,17 @@ def _number(kind: type, value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    """The same for what is inside of a dict: 1e-2 is a number wherever it stands."""
+    if isinstance(value, dict):
+        return {name: _numbers(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return float(value)
     return value
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..adapters import save_adapter
+from ..adapters import check_base, read_adapter, save_adapter
 from ..cli import note
 from ..loading import Higgs
 from ..types import GenerationError
@@ -61,6 +61,8 @@ class Run:
         self.config = adapter_config(options, self.model)
         if start := first_weights(options, folder):
             load_trainable(self.model, start)
+        elif not options.train:
+            note(f"{folder} holds no adapter: the base itself is scored.")
         self.trainer = Trainer(
             self.model,
             build_optimizer(options),
@@ -75,6 +77,7 @@ class Run:
         self.minutes, self._saved = 0.0, 0  # of earlier sittings; the last iteration saved
         self._server = _speaker(options, higgs)
         if has_state(folder) and options.resume:
+            check_base(read_adapter(folder), self.model)
             facts = load_state(folder, self.model, self.trainer.optimizer, self.config)
             self.trainer.iteration = self._saved = facts["iteration"]
             self.minutes = facts["minutes"]
@@ -213,6 +216,7 @@ class Run:
         audio.write(path, speech.pcm, speech.sampling_rate)
 
     def _save(self) -> None:
+        self.trainer.check()
         facts = {
             **self.config,
             "iteration": self.trainer.iteration,
@@ -220,9 +224,10 @@ class Run:
             "tally": self.trainer.tally.facts(),
             "data": self._data_facts(),
         }
+        # the state last: a run that is killed between the two goes on from the one before
+        save_adapter(self.folder, self.model, self.config, self.trainer.iteration)
         save_state(self.folder, self.model, self.trainer.optimizer, facts)
         self._saved = self.trainer.iteration
-        save_adapter(self.folder, self.model, self.config, self.trainer.iteration)
 
     def test(self) -> None:
         options = self.options

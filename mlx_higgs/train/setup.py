@@ -6,13 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..adapters import WEIGHTS
+from ..adapters import WEIGHTS, load_adapter
+from ..cli import note
 from ..loading import Higgs, find_codec, load_model, resolve
 from ..quantization import Quantization
-from ..types import CheckpointError, InputError
-from ..weights import load_tensors, read_header, weight_files
+from ..types import InputError
+from ..weights import read_header, weight_files
 from .data.codes import CodesCache, codec_fingerprint
 from .datasets import find_part, read_samples
 from .loss import Weights
@@ -34,6 +36,8 @@ def output_folder(options: Options) -> Path:
             f"{folder} holds a run: --resume goes on with it, --force starts anew, or name another "
             "--adapter-path."
         )
+    if not options.train:
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,7 +51,23 @@ def load_higgs(options: Options) -> Higgs:
     head = options.text_loss_weight > 0 and _has_text_head(path)
     quantize = Quantization.of(options.quantize) if options.quantize else None
     model = load_model(path, quantize=quantize, dtype=options.dtype, text_head=head)
+    if options.train and options.fine_tune_type == "full":
+        _widen(model, options)
     return Higgs(path, model, options.codec, options.tokenizer)
+
+
+def _widen(model: Any, options: Options) -> None:
+    """Train float16 weights as float32: what the optimizers divide by rounds to 0 in 16 bits.
+
+    Raises:
+        InputError: float16 was asked for.
+    """
+    if all(array.dtype != mx.float16 for array in dict(tree_flatten(model.parameters())).values()):
+        return
+    if options.dtype == "float16":
+        raise InputError("dtype float16 is too narrow to train in full: use float32 or bfloat16.")
+    note("The weights are float16, too narrow to train in full: float32 is trained.")
+    model.set_dtype(mx.float32)
 
 
 def _has_text_head(folder: Path) -> bool:
@@ -121,13 +141,8 @@ def load_trainable(model: Any, path: Path) -> None:
     """Start from an adapter's weights.
 
     Raises:
-        InputError: no such file. CheckpointError: tensors that this run does not train.
+        InputError: no such file. CheckpointError: another base, strength or choice of layers.
     """
     if not path.is_file():
         raise InputError(f"There is no adapter file {path}.")
-    tensors = load_tensors([path])
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    for name, array in tensors.items():
-        if name not in trained or trained[name].shape != array.shape:
-            raise CheckpointError(f"{path}: this run trains no {name} of {array.shape}.")
-    model.load_weights(list(tensors.items()), strict=False)
+    load_adapter(model, path)
