@@ -27,9 +27,19 @@ def forget(server: HiggsAudioServer):
 
 
 @pytest.fixture
+def cloner(server: HiggsAudioServer, monkeypatch) -> HiggsAudioServer:
+    """The demo as one that clones: its prompts hold the references."""
+    return changed(server, monkeypatch, clones=True)
+
+
+@pytest.fixture
 def one_voice(server: HiggsAudioServer, monkeypatch) -> HiggsAudioServer:
-    """The demo as if it could not clone."""
-    defaults = dataclasses.replace(server.higgs.defaults, clones=False)
+    """The demo as one that cannot."""
+    return changed(server, monkeypatch, clones=False)
+
+
+def changed(server: HiggsAudioServer, monkeypatch, **fields) -> HiggsAudioServer:
+    defaults = dataclasses.replace(server.higgs.defaults, **fields)
     monkeypatch.setitem(server.higgs.__dict__, "defaults", defaults)
     return server
 
@@ -102,9 +112,9 @@ def prompt_of(server: HiggsAudioServer, **options):
     return server.start(SpeechRequest("one", **options)).prompt
 
 
-def test_references_come_as_clips_voices_or_names(server: HiggsAudioServer, tmp_path: Path):
+def test_references_come_as_clips_voices_or_names(cloner: HiggsAudioServer, tmp_path: Path):
     path = clip(tmp_path)
-    codes = server.higgs.codec.encode(soundfile.read(path, dtype="float32")[0])
+    codes = cloner.higgs.codec.encode(soundfile.read(path, dtype="float32")[0])
     voice = Voice(codes, "one")
     ways = (
         {"reference_audio_path": path},
@@ -112,28 +122,28 @@ def test_references_come_as_clips_voices_or_names(server: HiggsAudioServer, tmp_
         {"reference_audio_path": [path], "reference_text": ["one"]},
         {"voice": voice},
     )
-    prompts = [prompt_of(server, **way) for way in ways]
-    server.prepare_reference(path)
-    prompts.append(prompt_of(server))
+    prompts = [prompt_of(cloner, **way) for way in ways]
+    cloner.prepare_reference(path)
+    prompts.append(prompt_of(cloner))
     for prompt in prompts:
         assert [c.codes.tolist() for c in clips_of(prompt)] == [codes.tolist()]
         assert [getattr(p, "ids", None) for p in prompt] == [
             getattr(p, "ids", None) for p in prompts[0]
         ]
-    server.clear_reference()
-    assert clips_of(prompt_of(server)) == []
-    assert len(clips_of(prompt_of(server, voice=[voice, voice]))) == 2
-    assert not clips_of(prompt_of(server, voice=voice, references_in_system=True))[0].spoken
+    cloner.clear_reference()
+    assert clips_of(prompt_of(cloner)) == []
+    assert len(clips_of(prompt_of(cloner, voice=[voice, voice]))) == 2
+    assert not clips_of(prompt_of(cloner, voice=voice, references_in_system=True))[0].spoken
 
 
-def test_a_clip_is_encoded_once(server: HiggsAudioServer, tmp_path: Path, monkeypatch):
+def test_a_clip_is_encoded_once(cloner: HiggsAudioServer, tmp_path: Path, monkeypatch):
     path, calls = clip(tmp_path), []
-    encode = server.higgs.codec.encode
-    monkeypatch.setattr(server.higgs.codec, "encode", lambda w: calls.append(1) or encode(w))
+    encode = cloner.higgs.codec.encode
+    monkeypatch.setattr(cloner.higgs.codec, "encode", lambda w: calls.append(1) or encode(w))
     for _ in range(3):
-        prompt_of(server, reference_audio_path=path)
+        prompt_of(cloner, reference_audio_path=path)
     clip(tmp_path, seconds=0.6)  # the same name, another sound
-    prompt_of(server, reference_audio_path=path)
+    prompt_of(cloner, reference_audio_path=path)
     assert len(calls) == 2
 
 
@@ -225,7 +235,7 @@ def test_nothing_but_specials_is_an_error(server: HiggsAudioServer):
         server.generate("one", max_new_frames=5, seed=1)
 
 
-def test_the_shipped_voices_encode(server: HiggsAudioServer):
-    prompt = prompt_of(server, voice="en_woman")
+def test_the_shipped_voices_encode(cloner: HiggsAudioServer):
+    prompt = prompt_of(cloner, voice="en_woman")
     seconds = soundfile.info(VOICES / "en_woman.wav").duration
     assert abs(clips_of(prompt)[0].codes.shape[0] - seconds * 25) < 2
