@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def adapted(talker: TransformersTalker, settings: dict[str, Any], seed: int) -> Any:
     """The talker's model with PEFT's layers in it, all their tensors random; PEFT's wrapper."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(seed)
     wrapper: Any = get_peft_model(talker.model, LoraConfig(**settings))

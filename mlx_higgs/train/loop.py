@@ -139,6 +139,7 @@ class Trainer:
         self.model.train()
         gradients, scored = self._gradients(batches)
         norm = self._update(gradients)
+        del gradients  # the unclipped ones, before anything is computed
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, norm, scored)
         tally = Tally(self.weights)
         for batch, (books, text) in zip(batches, scored, strict=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import mlx.optimizers.schedulers as schedulers
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from ..types import InputError
 from .options import Options
@@ -209,11 +209,31 @@ def _checkpointed(kind: type) -> type:
     def call(self, x, *rest):
         if not self.training:
             return kind.__call__(self, x, *rest)
+        names, arrays = zip(*tree_flatten(self.trainable_parameters()), strict=True)
+        seed = mx.random.randint(0, (1 << 31) - 1).item()
 
-        def inner(parameters, x):
-            self.update(parameters)
+        def inner(x, *arrays):
+            mx.random.seed(seed)  # the same dropout both times
+            self.update(tree_unflatten(list(zip(names, arrays, strict=True))))
             return kind.__call__(self, x, *rest)
 
-        return mx.checkpoint(inner)(self.trainable_parameters(), x)
+        return _recomputed(inner)(x, *arrays)
 
     return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _recomputed(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``mx.checkpoint`` in an order that frees memory: layer after layer, the weights first.
+
+    Left to itself, MLX computes the gradients of all weights last, and keeps every layer for them.
+    """
+    again = mx.custom_function(function)
+
+    @again.vjp
+    def _(primals, cotangent, _output):
+        x, *arrays = primals
+        (x,) = mx.depends([x], [cotangent])
+        _, gradients = mx.vjp(function, [x, *arrays], [cotangent])
+        return (*mx.depends(gradients[:1], gradients[1:]), *gradients[1:])
+
+    return again
