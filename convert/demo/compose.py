@@ -2,10 +2,11 @@
 
     python -m convert.demo.compose BUILD
 
-A word's codes are those it has alone, so a word always sounds the same in a voice and every
-sentence of known words can be said: a model this small, trained for hours and not for weeks, learns
-that and not the way words run into each other. Writes BUILD/composed.jsonl, its WAV files, their
-codes into the trainer's cache, and the conversations BUILD/words/{train,valid}.jsonl.
+Every token of a text is a unit of one length: a word, the name of a letter or a figure, or the
+silence of a mark. So the unit to be said follows from how much was said, and its codes are those it
+has alone: a model this small, trained for hours and not for weeks, learns that, but not where the
+words of a flowing sentence begin. Writes BUILD/composed.jsonl, its WAV files, their codes into the
+trainer's cache, and the conversations BUILD/words/{train,valid}.jsonl.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,50 +35,64 @@ from .codec import DEVICE, to_codes, unneeded
 from .speech import FLOOR, PEAK, SCENES, VOICES, Utterance, flite, read_manifest
 from .talker import conversation
 
-SILENCE = 4  # frames around a word when it is encoded
-BEFORE, AFTER, PAUSE = 2, 3, 4  # frames of silence: at the beginning, at the end, at a comma
-EDGE = 480  # samples from a frame's edge to a word
-TEMPO = {"woman": 0.85, "man": 0.85, "deep": 0.9}
+UNIT = 14  # frames
+SILENCE = 4  # frames around a unit when it is encoded
+BEFORE, AFTER = 2, 3  # frames of silence at the beginning and at the end
+EDGE = 480  # samples from a unit's beginning to its sound
+TEMPOS = (0.85, 0.75, 0.65, 0.55, 0.45)  # of flite's durations: the first that fits
 HELD_OUT = 40  # sentences of a voice that are not learnt
 NATURAL = 0.6  # share of the references that are natural speech
 LONGEST_CLIP = 8.0  # seconds of natural speech to clone from
 
-Word = tuple[np.ndarray, np.ndarray]  # samples [T * HOP]; codes [SILENCE + T + SILENCE, K]
+Unit = tuple[np.ndarray, np.ndarray]  # samples [UNIT * HOP]; codes [SILENCE + UNIT + SILENCE, K]
 
 
-def read_word(voice: str, word: str) -> np.ndarray:
-    """One word alone, from a frame's edge to a frame's edge."""
-    options = [*VOICES[voice], "--setf", f"duration_stretch={TEMPO[voice]}"]
-    wave = flite(options, texts.SAID.get(word, word))
-    loud = np.flatnonzero(np.abs(wave) > FLOOR)
-    speech = wave[max(0, loud[0] - EDGE) : loud[-1] + EDGE]
-    speech = speech / np.abs(speech).max() * PEAK
-    return np.pad(speech, (0, -len(speech) % HOP)).astype(np.float32)
+def sound(token: str) -> str:
+    """What is said for a token; nothing for a mark."""
+    letter = token.removeprefix("##")
+    if len(letter) == 1:
+        return texts.LETTERS.get(letter, letter if letter.isalnum() and letter.isascii() else "")
+    return letter if letter.isalpha() else ""
 
 
-def read_words(words: list[str], voice: str, codec) -> dict[str, Word]:
-    """Every word once, with its codes."""
-    found, silence = {}, np.zeros(SILENCE * HOP, np.float32)
-    for word in words:
-        wave = read_word(voice, word)
-        codes = to_codes(codec, np.concatenate([silence, wave, silence])).T.cpu().numpy()
-        found[word] = (wave, codes[: 2 * SILENCE + len(wave) // HOP])
+def read_unit(voice: str, said: str) -> np.ndarray:
+    """One word alone, or silence: ``[UNIT * HOP]``."""
+    room = UNIT * HOP
+    if not said:
+        return np.zeros(room, np.float32)
+    for tempo in TEMPOS:
+        wave = flite([*VOICES[voice], "--setf", f"duration_stretch={tempo}"], said)
+        loud = np.flatnonzero(np.abs(wave) > FLOOR)
+        speech = wave[max(0, loud[0] - EDGE) : loud[-1] + EDGE]
+        if len(speech) <= room:
+            break
+    speech = speech[:room] / np.abs(speech).max() * PEAK
+    return np.pad(speech, (0, room - len(speech))).astype(np.float32)
+
+
+def read_units(tokens: Iterable[str], voice: str, codec) -> dict[str, Unit]:
+    """Every token once, with its codes."""
+    found: dict[str, Unit] = {}
+    by_sound: dict[str, Unit] = {}
+    silence = np.zeros(SILENCE * HOP, np.float32)
+    for token in tokens:
+        said = sound(token)
+        if said not in by_sound:
+            wave = read_unit(voice, said)
+            codes = to_codes(codec, np.concatenate([silence, wave, silence])).T.cpu().numpy()
+            by_sound[said] = (wave, codes[: 2 * SILENCE + UNIT])
+        found[token] = by_sound[said]
     return found
 
 
-def compose(said: list[str], read: dict[str, Word]) -> Word:
-    """Words, with ``,`` for a pause, one after the other: samples, and codes ``[T, K]``."""
-    _, last = read[said[0]]
-    codes, waves = [last[SILENCE - BEFORE : SILENCE]], [np.zeros(BEFORE * HOP, np.float32)]
-    for word in said:
-        if word == ",":
-            codes.append(last[-PAUSE:])
-            waves.append(np.zeros(PAUSE * HOP, np.float32))
-            continue
-        wave, last = read[word]
-        codes.append(last[SILENCE:-SILENCE])
-        waves.append(wave)
-    codes.append(last[len(last) - SILENCE : len(last) - SILENCE + AFTER])
+def compose(tokens: list[str], read: dict[str, Unit]) -> Unit:
+    """Units one after the other: samples, and codes ``[T, K]``."""
+    units = [read[token] for token in tokens]
+    first, last = units[0][1], units[-1][1]
+    codes = [first[SILENCE - BEFORE : SILENCE]]
+    codes += [unit_codes[SILENCE:-SILENCE] for _, unit_codes in units]
+    codes.append(last[SILENCE + UNIT :][:AFTER])
+    waves = [np.zeros(BEFORE * HOP, np.float32), *(wave for wave, _ in units)]
     waves.append(np.zeros(AFTER * HOP, np.float32))
     return np.concatenate(waves), np.concatenate(codes)
 
@@ -122,19 +138,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     build, started, rng = arguments.build, time.monotonic(), random.Random(arguments.seed)
-    vocabulary = Tokenizer.from_file(str(build / "start" / "tokenizer.json")).get_vocab()
-    more = texts.more_words(vocabulary)
+    tokenizer = Tokenizer.from_file(str(build / "start" / "tokenizer.json"))
+    more = texts.more_words(tokenizer.get_vocab())
     source = build / "start" / "codec"
     codec = codec_class().from_pretrained(source).to(DEVICE).eval()
     cache = CodesCache(build / "codes", unneeded, codec_fingerprint(source))
     composed = []
     for voice in VOICES:
-        read = read_words([*texts.WORDS, *more], voice, codec)
+        drawn = [texts.sentence(rng, more) for _ in range(arguments.sentences)]
+        tokens = [tokenizer.encode(text, add_special_tokens=False).tokens for text in drawn]
+        read = read_units({token for line in tokens for token in line}, voice, codec)
         folder = build / "speech" / f"{voice}_composed"
         folder.mkdir(parents=True, exist_ok=True)
-        for index in range(arguments.sentences):
-            text, said = texts.sentence(rng, more)
-            wave, codes = compose(said, read)
+        for index, (text, line) in enumerate(zip(drawn, tokens, strict=True)):
+            wave, codes = compose(line, read)
             path = folder / f"{index:05}.wav"
             soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
             cache.put(cache.key(read_clip(Clip(path))), codes)

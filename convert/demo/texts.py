@@ -62,45 +62,31 @@ def _dictionary() -> list[str]:
     return path.read_text().splitlines()
 
 
-NAMES = ("higgs", "boson", "mlx")
-SAID = {"mlx": "em el ex"}  # what flite is told
-TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+LETTERS = {"a": "ay", "i": "eye"}  # what flite is told, where it would read a word
+MARKS = (".", ".", ".", "?", "!")
 
 
 def more_words(vocabulary: Iterable[str]) -> list[str]:
-    """Common words beside WORDS that have a token of their own, and names."""
+    """Common words beside WORDS that have a token of their own."""
     known = pronunciations()
-    others = {word for word in vocabulary if len(word) > 1 and word in known}
-    return [*sorted(others - set(WORDS)), *NAMES]
+    return sorted({word for word in vocabulary if len(word) > 1 and word in known} - set(WORDS))
 
 
-def sentence(rng: random.Random, more: list[str]) -> tuple[str, list[str]]:
-    """A text, and what is said: words, and ``,`` for a pause."""
-    low, high = (1, 3) if rng.random() < 0.15 else (4, 9)
+def sentence(rng: random.Random, more: list[str]) -> str:
+    """Words in any order, figures, and now and then a word that has to be spelled."""
+    count = rng.randint(1, 3) if rng.random() < 0.2 else rng.randint(4, 10)
     if rng.random() < 0.12:
-        written = said = rng.choices(DIGITS, k=rng.randint(3, 8))
+        words = rng.choices(DIGITS, k=min(count, 8))
     else:
-        count = rng.randint(low, high)
-        said = [rng.choice(WORDS if rng.random() < 0.8 else more) for _ in range(count)]
-        written = list(said)
+        words = [rng.choice(WORDS if rng.random() < 0.8 else more) for _ in range(count)]
     if rng.random() < 0.12:
-        number, place = rng.randint(0, 99), rng.randint(0, len(said))
-        said = [*said[:place], *number_words(number), *said[place:]]
-        written = [*written[:place], str(number), *written[place:]]
-    text = " ".join(written)
-    if len(written) > 4 and rng.random() < 0.3:
-        place = rng.randint(2, len(written) - 2)
-        pause = sum(len(number_words(int(w))) if w.isdigit() else 1 for w in written[:place])
-        said = [*said[:pause], ",", *said[pause:]]
-        text = " ".join(written[:place]) + ", " + " ".join(written[place:])
-    return text + ("." if rng.random() < STOPPED else ""), said
-
-
-def number_words(number: int) -> list[str]:
-    """0 to 99 as it is said."""
-    if number < 20:
-        return [WORDS[number]]
-    return [TENS[number // 10 - 2], *([WORDS[number % 10]] if number % 10 else [])]
+        words[rng.randrange(len(words))] = str(rng.randint(0, 9999))
+    if rng.random() < 0.15:
+        letters = rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 5))
+        words[rng.randrange(len(words))] = "".join(letters)
+    if len(words) > 4 and rng.random() < 0.3:
+        words[rng.randint(1, len(words) - 3)] += ","
+    return " ".join(words) + (rng.choice(MARKS) if rng.random() < STOPPED else "")
 
 
 class Trigrams:

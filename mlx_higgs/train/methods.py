@@ -227,7 +227,7 @@ def _recomputed(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
     Left to itself, MLX computes the gradients of all weights last, and keeps every layer for them.
     """
-    again = mx.custom_function(function)
+    again: Any = mx.custom_function(function)
 
     @again.vjp
     def _(primals, cotangent, _output):
