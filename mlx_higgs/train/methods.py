@@ -210,7 +210,7 @@ def _checkpointed(kind: type) -> type:
         if not self.training:
             return kind.__call__(self, x, *rest)
         names, arrays = zip(*tree_flatten(self.trainable_parameters()), strict=True)
-        seed = mx.random.randint(0, (1 << 31) - 1).item()
+        seed = int(mx.random.randint(0, (1 << 31) - 1))  # type: ignore[arg-type]
 
         def inner(x, *arrays):
             mx.random.seed(seed)  # the same dropout both times
