@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the bundled checkpoint mlx_higgs/demo from nothing, in stages that each go on where they were.
+# Makes a talker and its codec from nothing, in stages that each go on where they were.
 #
 #     convert/demo/make.sh [BUILD] [OUTPUT]
 #
@@ -9,7 +9,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 build=${1:-build/demo}
-output=${2:-mlx_higgs/demo}
+output=${2:-build/talker}
 stage() {
   echo "== $*"
   python -m "convert.demo.$@"
