@@ -1,4 +1,4 @@
-"""Stage 5: sentences put together from words that flite read one by one.
+"""Stage 5: sentences put together from units that flite read one by one.
 
     python -m convert.demo.compose BUILD
 
@@ -6,7 +6,8 @@ Every token of a text is a unit of one length: a word, the name of a letter or a
 silence of a mark. So the unit to be said follows from how much was said, and its codes are those it
 has alone: a model this small, trained for hours and not for weeks, learns that, but not where the
 words of a flowing sentence begin. Writes BUILD/composed.jsonl, its WAV files, their codes into the
-trainer's cache, and the conversations BUILD/words/{train,valid}.jsonl.
+trainer's cache, and the conversations {train,valid}.jsonl in BUILD/digits, where it learns which
+unit comes next, and in BUILD/words.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -116,56 +117,68 @@ def lessons(
     return found
 
 
-def write_lessons(build: Path, composed: list[Utterance], seed: int) -> None:
+def write_lessons(build: Path, name: str, composed: list[Utterance], seed: int) -> None:
     rng = random.Random(seed)
     natural = [u for u in read_manifest(build) if 1.5 < u.seconds < LONGEST_CLIP]
     held = {voice: [u for u in composed if u.voice == voice][-HELD_OUT:] for voice in VOICES}
     valid = [utterance for part in held.values() for utterance in part]
     train = [utterance for utterance in composed if utterance not in valid]
-    (build / "words").mkdir(exist_ok=True)
-    for name, part in (("train", train), ("valid", valid)):
+    (build / name).mkdir(exist_ok=True)
+    for part_name, part in (("train", train), ("valid", valid)):
         found = lessons(part, natural, rng)
         lines = "".join(json.dumps(line) + "\n" for line in found)
-        (build / "words" / f"{name}.jsonl").write_text(lines)
-        print(f"{name}: {len(found)} conversations of {len(part)} sentences")
+        (build / name / f"{part_name}.jsonl").write_text(lines)
+        print(f"{name}/{part_name}: {len(found)} conversations of {len(part)} sentences")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Put sentences together from words.")
-    parser.add_argument("build", type=Path)
-    parser.add_argument("--sentences", type=int, default=3500, help="of each voice")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    build, started, rng = arguments.build, time.monotonic(), random.Random(arguments.seed)
-    tokenizer = Tokenizer.from_file(str(build / "start" / "tokenizer.json"))
-    more = texts.more_words(tokenizer.get_vocab())
-    source = build / "start" / "codec"
-    codec = codec_class().from_pretrained(source).to(DEVICE).eval()
-    cache = CodesCache(build / "codes", unneeded, codec_fingerprint(source))
-    composed = []
-    for voice in VOICES:
-        drawn = [texts.sentence(rng, more) for _ in range(arguments.sentences)]
-        tokens = [tokenizer.encode(text, add_special_tokens=False).tokens for text in drawn]
-        read = read_units({token for line in tokens for token in line}, voice, codec)
-        folder = build / "speech" / f"{voice}_composed"
+class Composer:
+    """Draws texts of a kind, and puts their speech and codes where the trainer finds them."""
+
+    def __init__(self, build: Path):
+        self.build = build
+        self.tokenizer = Tokenizer.from_file(str(build / "start" / "tokenizer.json"))
+        source = build / "start" / "codec"
+        self.codec = codec_class().from_pretrained(source).to(DEVICE).eval()
+        self.cache = CodesCache(build / "codes", unneeded, codec_fingerprint(source))
+
+    def speak(self, name: str, voice: str, drawn: list[str]) -> Iterator[Utterance]:
+        tokens = [self.tokenizer.encode(text, add_special_tokens=False).tokens for text in drawn]
+        read = read_units({token for line in tokens for token in line}, voice, self.codec)
+        folder = self.build / "speech" / f"{voice}_{name}"
         folder.mkdir(parents=True, exist_ok=True)
         for index, (text, line) in enumerate(zip(drawn, tokens, strict=True)):
             wave, codes = compose(line, read)
             path = folder / f"{index:05}.wav"
             soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
-            cache.put(cache.key(read_clip(Clip(path))), codes)
+            self.cache.put(self.cache.key(read_clip(Clip(path))), codes)
             seconds = round(len(wave) / SAMPLE_RATE, 3)
-            composed.append(Utterance(voice, text, str(path.relative_to(build)), seconds))
-    cache.close()
+            yield Utterance(voice, text, str(path.relative_to(self.build)), seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Put sentences together from words.")
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--digits", type=int, default=1000, help="texts of each voice")
+    parser.add_argument("--words", type=int, default=3500, help="texts of each voice")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    started, rng = time.monotonic(), random.Random(arguments.seed)
+    composer = Composer(arguments.build)
+    more = texts.more_words(composer.tokenizer.get_vocab())
+    composed: list[Utterance] = []
+    kinds = {"digits": texts.few_digits, "words": lambda rng: texts.sentence(rng, more)}
+    for name, maker in kinds.items():
+        count, spoken = getattr(arguments, name), []
+        for voice in VOICES:
+            spoken += composer.speak(name, voice, [maker(rng) for _ in range(count)])
+        write_lessons(arguments.build, name, spoken, arguments.seed)
+        composed += spoken
+    composer.cache.close()
     lines = "".join(json.dumps(asdict(utterance)) + "\n" for utterance in composed)
-    (build / "composed.jsonl").write_text(lines)
-    write_lessons(build, composed, arguments.seed)
+    (arguments.build / "composed.jsonl").write_text(lines)
     hours = sum(u.seconds for u in composed) / 3600
-    print(
-        f"{len(texts.WORDS)} and {len(more)} words, {hours:.2f} h of speech, in "
-        f"{time.monotonic() - started:.0f} s"
-    )
+    print(f"{hours:.2f} h of speech in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ stage speech "$build"                            # flite reads texts, words and 
 stage codec encoder "$build" --minutes 26        # waveform -> codes
 stage talker "$build"                            # tokenizer, random weights, conversations
 stage encode "$build"                            # the codes of all utterances
-stage compose "$build"                           # sentences put together from single words
+stage compose "$build"                           # sentences put together from units
 for part in 33 66 95; do                         # codes -> waveform
   stage codec decoder "$build" --minutes 95 --until $part
 done
@@ -42,7 +42,8 @@ train() {
 }
 train phrases phrases
 train sentences data --resume-adapter-file "$build/talker/phrases/adapters.safetensors"
-train words words --resume-adapter-file "$build/talker/sentences/adapters.safetensors"
+train digits digits --resume-adapter-file "$build/talker/sentences/adapters.safetensors"
+train words words --resume-adapter-file "$build/talker/digits/adapters.safetensors"
 
 stage assemble "$build" "$output"
 stage score "$build" "$output"

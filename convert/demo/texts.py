@@ -72,6 +72,12 @@ def more_words(vocabulary: Iterable[str]) -> list[str]:
     return sorted({word for word in vocabulary if len(word) > 1 and word in known} - set(WORDS))
 
 
+def few_digits(rng: random.Random) -> str:
+    """One to eight of ten words."""
+    words = rng.choices(DIGITS, k=rng.randint(1, 8))
+    return " ".join(words) + ("." if rng.random() < STOPPED else "")
+
+
 def sentence(rng: random.Random, more: list[str]) -> str:
     """Words in any order, figures, and now and then a word that has to be spelled."""
     count = rng.randint(1, 3) if rng.random() < 0.2 else rng.randint(4, 10)
