@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .types import HiggsError
 
@@ -38,6 +38,25 @@ def run(
     except KeyboardInterrupt:
         return _fail(parser.prog, "interrupted", 130)
     return 0
+
+
+def add_model_options(group: Any, model: str | None) -> None:
+    """What `generate.load_server` reads; ``model`` is the default, the demo or one chosen later."""
+    group.add_argument(
+        "--model", default=model, help="folder or hub name (default: the bundled demo)"
+    )
+    group.add_argument("--adapter", help="folder or hub name: what was trained on top of the model")
+    group.add_argument("--codec", help="folder or hub name, when not beside the model")
+    group.add_argument("--tokenizer", help="folder or hub name, when not beside the model")
+    group.add_argument("--revision", help="commit or branch of a hub model")
+    group.add_argument(
+        "--quantize",
+        nargs="?",
+        const=8,
+        type=int,
+        metavar="BITS",
+        help="quantise while loading (default: 8 bits)",
+    )
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

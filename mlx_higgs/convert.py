@@ -178,7 +178,7 @@ def write_codec(source: Path, folder: Path, delay: DelayPattern) -> None:
 
 def write_talker(source: Path, folder: Path, recipe: Recipe) -> tuple[int, list[str], str]:
     """Write the weights; their bytes, the modules left as they were, and the dtype of those."""
-    from .loading import load_model
+    from .loading import has_text_head, load_model
     from .saving import save_weights
 
     note(f"weights: reading {recipe.title}, quantised: {recipe.describe()}")
@@ -189,14 +189,6 @@ def write_talker(source: Path, folder: Path, recipe: Recipe) -> tuple[int, list[
     dtypes = {str(weight.dtype).removeprefix("mlx.core.") for weight in kept.values()}
     note("weights: writing")
     return save_weights(model, folder), sorted(kept), " and ".join(sorted(dtypes))
-
-
-def has_text_head(folder: Path) -> bool:
-    """Speaking does not need it; a converted checkpoint keeps it, as nothing is to be lost."""
-    from .weights import read_header, weight_files
-
-    names = (name for path in weight_files(folder) for name in read_header(path))
-    return any("text_lm_head" in name.split(".") for name in names)
 
 
 def count(folder: Path) -> int:

@@ -18,29 +18,12 @@ examples:
   python -m mlx_higgs.fuse --adapter adapters --output my-voice
   python -m mlx_higgs.fuse --model higgs-4bit --adapter adapters --output my-voice --dequantize
 """
-CARD = """\
----
-library_name: mlx
-pipeline_tag: text-to-speech
-license: other
-tags:
-- mlx
-- higgs-audio
-- text-to-speech
-{base_model}---
-
-# {name}
-
+ORIGIN = """
 {origin} fine-tuned: the adapter {adapter} added to its weights with mlx_higgs {version}.
 
 ```
 python -m mlx_higgs.generate --model PATH --text "Good morning."
 ```
-
-## Licence
-
-These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's Higgs
-Audio 2 is under the [Boson Higgs Audio 2 Community License](https://huggingface.co/{original}).
 """
 
 
@@ -138,8 +121,7 @@ def fused_talker(base: Path, adapter: Path, *, dequantize: bool = False) -> Any:
     from mlx.utils import tree_flatten
 
     from .adapters import apply_adapter, fuse_adapter
-    from .convert import has_text_head
-    from .loading import load_model
+    from .loading import has_text_head, load_model
 
     talker: Any = load_model(base, text_head=has_text_head(base))
     before: dict[str, mx.array] = dict(tree_flatten(talker.parameters()))
@@ -207,10 +189,10 @@ def _write(
 
 def _card(model: str, adapter: Path, name: str) -> str:
     from . import __version__
-    from .saving import ORIGINAL, Recipe
+    from .saving import FRONT, LICENCE, ORIGINAL, Recipe
 
     recipe = Recipe(model)
-    return CARD.format(
+    return (FRONT + ORIGIN + LICENCE).format(
         base_model=f"base_model: {recipe.repo}\n" if recipe.repo else "",
         name=name,
         origin=recipe.title,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import Parser, note, run
+from .cli import Parser, add_model_options, note, run
 from .types import FRAME_RATE, InputError
 
 if TYPE_CHECKING:
@@ -50,21 +50,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument("--text", help="the text (default: standard input)")
     source.add_argument("--file", type=Path, help="a UTF-8 text file")
-    group.add_argument(
-        "--model", default="demo", help="folder or hub name (default: the bundled demo)"
-    )
-    group.add_argument("--adapter", help="folder or hub name: what was trained on top of the model")
-    group.add_argument("--codec", help="folder or hub name, when not beside the model")
-    group.add_argument("--tokenizer", help="folder or hub name, when not beside the model")
-    group.add_argument("--revision", help="commit or branch of a hub model")
-    group.add_argument(
-        "--quantize",
-        nargs="?",
-        const=8,
-        type=int,
-        metavar="BITS",
-        help="quantise while loading (default: 8 bits)",
-    )
+    add_model_options(group, "demo")
     group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
 
 

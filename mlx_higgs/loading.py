@@ -22,7 +22,7 @@ from .quantization import (
 )
 from .sampling import SamplingParams
 from .types import CheckpointError, InputError
-from .weights import load_tensors, read_json, weight_files
+from .weights import load_tensors, read_header, read_json, weight_files
 
 if TYPE_CHECKING:
     from .codec import HiggsCodec
@@ -151,6 +151,12 @@ def _download(repo: str, revision: str | None) -> Path:
 def first_line(error: Exception) -> str:
     """What an error says, without the page that may follow; its type when it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def has_text_head(folder: Path) -> bool:
+    """Speaking does not need it; a converted checkpoint keeps it, as nothing is to be lost."""
+    names = (name for path in weight_files(folder) for name in read_header(path))
+    return any("text_lm_head" in name.split(".") for name in names)
 
 
 def find_codec(folder: Path, source: str | Path | None = None) -> Path:

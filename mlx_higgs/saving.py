@@ -20,7 +20,7 @@ from .quantization import Quantization
 from .types import InputError
 from .weights import INDEX
 
-CARD = """\
+FRONT = """\
 ---
 library_name: mlx
 pipeline_tag: text-to-speech
@@ -32,7 +32,16 @@ tags:
 {base_model}---
 
 # {name}
+"""
+LICENCE = """
+## Licence
 
+These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's Higgs
+Audio 2 is under the [Boson Higgs Audio 2 Community License](https://huggingface.co/{original}).
+"""
+CARD = (
+    FRONT
+    + """
 Made from {origin} with mlx_higgs {version} (MLX {mlx_version}):
 
 ```
@@ -53,12 +62,9 @@ Made from {origin} with mlx_higgs {version} (MLX {mlx_version}):
 ```
 python -m mlx_higgs.generate --model PATH --text "Good morning."
 ```
-
-## Licence
-
-These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's Higgs
-Audio 2 is under the [Boson Higgs Audio 2 Community License](https://huggingface.co/{original}).
 """
+    + LICENCE
+)
 ORIGINAL = "bosonai/higgs-tts-2-3b-base"  # its repository holds the licence
 SHARD_LIMIT = 5_000_000_000  # bytes in one weight file, the hub's custom
 TOKENIZER = "tokenizer.json"

@@ -45,6 +45,17 @@ def unneeded() -> HiggsCodec:
     raise RuntimeError("every clip has been encoded")
 
 
+def load_encoder(build_folder: Path) -> Any:
+    """The codec whose encoder is final, and whose decoder may not be."""
+    return codec_class().from_pretrained(build_folder / "start" / "codec").to(DEVICE).eval()
+
+
+def open_codes(build_folder: Path) -> CodesCache:
+    """The trainer's cache of that encoder's codes."""
+    fingerprint = codec_fingerprint(build_folder / "start" / "codec")
+    return CodesCache(build_folder / "codes", unneeded, fingerprint)
+
+
 def config() -> Any:
     from transformers import HiggsAudioV2TokenizerConfig
 
@@ -210,7 +221,7 @@ def _share(error: torch.Tensor, whole: torch.Tensor) -> float:
 
 def train_decoder(build_folder: Path, until: float, minutes: float) -> None:
     clips = read_guests(build_folder) + read_clips(build_folder)
-    model = codec_class().from_pretrained(build_folder / "start" / "codec").to(DEVICE)
+    model = load_encoder(build_folder)
     latents = [quantised(model, to_codes(model, clip)) for clip in clips]
     composed = read_composed(build_folder)
     clips = [wave for wave, _ in composed] + clips
@@ -253,9 +264,7 @@ def read_composed(build_folder: Path) -> list[tuple[np.ndarray, torch.Tensor]]:
     """As many composed sentences as natural ones, with their codes ``[K, T]``."""
     spoken = read_manifest(build_folder, "composed.jsonl")
     chosen = spoken[:: max(1, len(spoken) // CLIPS)]
-    codes = CodesCache(
-        build_folder / "codes", unneeded, codec_fingerprint(build_folder / "start" / "codec")
-    )
+    codes = open_codes(build_folder)
     return [
         (wave, torch.as_tensor(codes.codes(Clip(build_folder / one.path)).T.astype(np.int64)))
         for one in chosen

@@ -13,7 +13,6 @@ unit comes next, and in BUILD/words.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -25,15 +24,13 @@ import soundfile
 import torch
 from tokenizers import Tokenizer
 
-from convert.reference import codec_class
 from mlx_higgs.train.data.clips import read_clip
-from mlx_higgs.train.data.codes import CodesCache, codec_fingerprint
 from mlx_higgs.train.data.conversation import Clip
 from mlx_higgs.types import HOP, SAMPLE_RATE
 
 from . import texts
-from .codec import DEVICE, to_codes, unneeded
-from .speech import FLOOR, PEAK, SCENES, VOICES, Utterance, flite, read_manifest
+from .codec import load_encoder, open_codes, to_codes
+from .speech import FLOOR, PEAK, SCENES, VOICES, Utterance, flite, read_manifest, write_lines
 from .talker import conversation
 
 UNIT = 14  # frames
@@ -126,8 +123,7 @@ def write_lessons(build: Path, name: str, composed: list[Utterance], seed: int) 
     (build / name).mkdir(exist_ok=True)
     for part_name, part in (("train", train), ("valid", valid)):
         found = lessons(part, natural, rng)
-        lines = "".join(json.dumps(line) + "\n" for line in found)
-        (build / name / f"{part_name}.jsonl").write_text(lines)
+        write_lines(build / name / f"{part_name}.jsonl", found)
         print(f"{name}/{part_name}: {len(found)} conversations of {len(part)} sentences")
 
 
@@ -137,9 +133,7 @@ class Composer:
     def __init__(self, build: Path):
         self.build = build
         self.tokenizer = Tokenizer.from_file(str(build / "start" / "tokenizer.json"))
-        source = build / "start" / "codec"
-        self.codec = codec_class().from_pretrained(source).to(DEVICE).eval()
-        self.cache = CodesCache(build / "codes", unneeded, codec_fingerprint(source))
+        self.codec, self.cache = load_encoder(build), open_codes(build)
 
     def speak(self, name: str, voice: str, drawn: list[str]) -> Iterator[Utterance]:
         tokens = [self.tokenizer.encode(text, add_special_tokens=False).tokens for text in drawn]
@@ -175,8 +169,7 @@ def main() -> None:
         write_lessons(arguments.build, name, spoken, arguments.seed)
         composed += spoken
     composer.cache.close()
-    lines = "".join(json.dumps(asdict(utterance)) + "\n" for utterance in composed)
-    (arguments.build / "composed.jsonl").write_text(lines)
+    write_lines(arguments.build / "composed.jsonl", map(asdict, composed))
     hours = sum(u.seconds for u in composed) / 3600
     print(f"{hours:.2f} h of speech in {time.monotonic() - started:.0f} s")
 

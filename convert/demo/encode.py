@@ -13,12 +13,10 @@ from pathlib import Path
 
 import torch
 
-from convert.reference import codec_class
 from mlx_higgs.train.data.clips import read_clip
-from mlx_higgs.train.data.codes import CodesCache, codec_fingerprint
 from mlx_higgs.train.data.conversation import Clip
 
-from .codec import DEVICE, to_codes, unneeded
+from .codec import load_encoder, open_codes, to_codes
 from .speech import read_manifest
 
 
@@ -30,9 +28,7 @@ def main() -> None:
     part, parts = map(int, arguments.part.split("/"))
     build: Path = arguments.build
     torch.set_num_threads(1)
-    source = build / "start" / "codec"
-    model = codec_class().from_pretrained(source).to(DEVICE).eval()
-    cache = CodesCache(build / "codes", unneeded, codec_fingerprint(source))
+    model, cache = load_encoder(build), open_codes(build)
     started, frames = time.process_time(), 0
     for utterance in read_manifest(build)[part - 1 :: parts]:
         wave = read_clip(Clip(build / utterance.path))

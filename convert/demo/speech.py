@@ -15,10 +15,11 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -127,7 +128,12 @@ def record_guest(build: Path) -> None:
         record(build, index, name, texts.free_order(rng), options)
         for index in range(GUEST_READINGS)
     ]
-    (build / GUESTS).write_text("".join(json.dumps(asdict(one)) + "\n" for one in made))
+    write_lines(build / GUESTS, map(asdict, made))
+
+
+def write_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """A JSON object a line."""
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def read_manifest(build: Path, name: str = "speech.jsonl") -> list[Utterance]:

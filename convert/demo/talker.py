@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from . import texts
 from .codec import CODEBOOK_SIZE, CODEBOOKS
-from .speech import SCENES, Utterance, read_manifest
+from .speech import SCENES, Utterance, read_manifest, write_lines
 
 WIDTH, LAYERS, FFN, HEADS, KV_HEADS, HEAD_WIDTH = 192, 5, 384, 6, 2, 32
 ROPE_THETA = 10_000.0  # half of the wavelengths within a minute
@@ -238,7 +238,11 @@ def conversations(
 def lessons(utterances: list[Utterance], seed: int) -> dict[str, list[dict[str, Any]]]:
     """File -> its conversations."""
     rng = random.Random(seed)
-    short = [stopped(u, rng) for u in utterances if len(u.text.split()) <= texts.PHRASE]
+    short = [
+        replace(u, text=texts.stopped(u.text.rstrip("."), rng))
+        for u in utterances
+        if len(u.text.split()) <= texts.PHRASE
+    ]
     long = [u for u in utterances if len(u.text.split()) > texts.PHRASE]
     learnt, held = long[:-VALID], long[-VALID:]
     english = [u for u in learnt if texts.is_english(u.text)]
@@ -256,12 +260,6 @@ def lessons(utterances: list[Utterance], seed: int) -> dict[str, list[dict[str, 
         "data/train": mixed,
         "data/valid": list(conversations(held, SHAPES, rng)),
     }
-
-
-def stopped(utterance: Utterance, rng: random.Random) -> Utterance:
-    """With a full stop, as `generate` ends a text, more often than not."""
-    text = utterance.text.rstrip(".") + ("." if rng.random() < texts.STOPPED else "")
-    return replace(utterance, text=text)
 
 
 def conversation(turns: list[Utterance], scene: str | None) -> dict[str, Any]:
@@ -296,7 +294,7 @@ def main() -> None:
         random.Random(arguments.seed).shuffle(lines)
         path = build / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_lines(path, lines)
         print(f"{path}: {len(lines)} conversations")
     size = sum(array.size for array in weights.values())
     print(f"{size / 1e6:.2f} M weights, {config['vocab_size']} tokens")

@@ -33,6 +33,11 @@ def phrase(rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(2, PHRASE)))
 
 
+def stopped(text: str, rng: random.Random) -> str:
+    """With a full stop, as `generate` ends a text, more often than not."""
+    return text + ("." if rng.random() < STOPPED else "")
+
+
 def digits(rng: random.Random) -> str:
     return " ".join(rng.choices(DIGITS, k=rng.randint(3, 8)))
 
@@ -74,8 +79,7 @@ def more_words(vocabulary: Iterable[str]) -> list[str]:
 
 def few_digits(rng: random.Random) -> str:
     """One to eight of ten words."""
-    words = rng.choices(DIGITS, k=rng.randint(1, 8))
-    return " ".join(words) + ("." if rng.random() < STOPPED else "")
+    return stopped(" ".join(rng.choices(DIGITS, k=rng.randint(1, 8))), rng)
 
 
 def sentence(rng: random.Random, more: list[str]) -> str:
@@ -148,4 +152,4 @@ def draw(rng: random.Random, kinds: list[tuple[float, Maker]]) -> str:
     """One text, with or without a full stop."""
     weights = [weight for weight, _ in kinds]
     ((_, maker),) = rng.choices(kinds, weights)
-    return maker(rng) + ("." if rng.random() < STOPPED else "")
+    return stopped(maker(rng), rng)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..cli import add_model_options
+
 EPILOG = """\
 examples:
   python -m mlx_higgs.evaluate speech
@@ -24,23 +26,11 @@ def add_speech_parser(tools: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_model(parser)
+    add_model_options(parser.add_argument_group("which model"), None)
     _add_speech(parser)
     _add_voice(parser)
     _add_recogniser(parser)
     _add_output(parser)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which model")
-    group.add_argument("--model", help="folder or hub name (default: the bundled demo)")
-    group.add_argument("--adapter", help="folder or hub name: what was trained on top of the model")
-    group.add_argument("--codec", help="folder or hub name, when not beside the model")
-    group.add_argument("--tokenizer", help="folder or hub name, when not beside the model")
-    group.add_argument("--revision", help="commit or branch of a hub model")
-    group.add_argument(
-        "--quantize", nargs="?", const=8, type=int, metavar="BITS", help="quantise while loading"
-    )
 
 
 def _add_speech(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..types import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from ..adapters import Adapter
 
 LAYOUTS = ("transformers", "boson")
 DEFAULT_TYPE = "higgs_audio_v2"  # whose names a PEFT folder holds, unless its base is given
@@ -67,16 +70,12 @@ def import_peft(source: Path, target: Path, *, base: Any = None, force: bool = F
         InputError: a target that may not be written.
     """
     from .. import peft
-    from ..adapters import CONFIG, WEIGHTS, check_fit, read_adapter
+    from ..adapters import CONFIG, WEIGHTS
     from ..weights import read_json
 
     if "peft_type" not in read_json(source / CONFIG, required=False):
         raise CheckpointError(f"{source} is no PEFT folder: it has no {CONFIG} with a peft_type.")
-    adapter = read_adapter(source)
-    names = weight_names(base)
-    tensors = {peft.ours(name, names): array for name, array in adapter.tensors.items()}
-    if base is not None:
-        check_fit(adapter, tensors, base)
+    adapter, tensors = _read(source, base)
     keys = {"keys": peft.lora_keys(tensors)}
     config = adapter.config | {"lora_parameters": adapter.config["lora_parameters"] | keys}
     _write_folder(target, WEIGHTS, tensors, config, force=force)
@@ -100,19 +99,27 @@ def export_peft(
         CheckpointError: an adapter that cannot be read, or does not fit ``base``.
     """
     from .. import peft
-    from ..adapters import check_fit, read_adapter
 
     if names not in LAYOUTS:
         raise InputError(f"names is {names!r}: use one of {', '.join(LAYOUTS)}.")
-    adapter = read_adapter(source)
-    table = weight_names(base)
-    tensors = {peft.ours(name, table): array for name, array in adapter.tensors.items()}
-    if base is not None:
-        check_fit(adapter, tensors, base)
+    adapter, tensors = _read(source, base)
     if names == "transformers":
+        table = weight_names(base)
         tensors = {peft.theirs(name, table): array for name, array in tensors.items()}
     exported, config = peft.to_peft(tensors, adapter.config, str(source))
     _write_folder(target, peft.WEIGHTS, exported, config, force=force)
+
+
+def _read(source: Path, base: Any) -> tuple[Adapter, dict]:
+    """An adapter, and its tensors under the talker's names; they fit ``base`` if there is one."""
+    from .. import peft
+    from ..adapters import check_fit, read_adapter
+
+    adapter, names = read_adapter(source), weight_names(base)
+    tensors = {peft.ours(name, names): array for name, array in adapter.tensors.items()}
+    if base is not None:
+        check_fit(adapter, tensors, base)
+    return adapter, tensors
 
 
 def weight_names(model: Any = None) -> list[tuple[str, str]]:

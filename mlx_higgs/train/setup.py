@@ -11,10 +11,9 @@ from mlx.utils import tree_flatten
 
 from ..adapters import WEIGHTS, load_adapter
 from ..cli import note
-from ..loading import Higgs, find_codec, load_model, resolve
+from ..loading import Higgs, find_codec, has_text_head, load_model, resolve
 from ..quantization import Quantization
 from ..types import InputError
-from ..weights import read_header, weight_files
 from .data.codes import CodesCache, codec_fingerprint
 from .datasets import find_part, read_samples
 from .loss import Weights
@@ -48,7 +47,7 @@ def output_folder(options: Options) -> Path:
 def load_higgs(options: Options) -> Higgs:
     """The base, with its text head where the checkpoint has one and its loss counts."""
     path = resolve(options.model, options.revision)
-    head = options.text_loss_weight > 0 and _has_text_head(path)
+    head = options.text_loss_weight > 0 and has_text_head(path)
     quantize = Quantization.of(options.quantize) if options.quantize else None
     model = load_model(path, quantize=quantize, dtype=options.dtype, text_head=head)
     if options.train and options.fine_tune_type == "full":
@@ -68,11 +67,6 @@ def _widen(model: Any, options: Options) -> None:
         raise InputError("dtype float16 is too narrow to train in full: use float32 or bfloat16.")
     note("The weights are float16, too narrow to train in full: float32 is trained.")
     model.set_dtype(mx.float32)
-
-
-def _has_text_head(folder: Path) -> bool:
-    names = [name for file in weight_files(folder) for name in read_header(file)]
-    return any("text_lm_head" in name for name in names)
 
 
 def read_data(options: Options, higgs: Higgs) -> dict[str, list[Sample]]:
