@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +35,25 @@ SILENCE = 1e-4  # -80 dBFS: no sample of speech stays below it for long
 
 
 def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A reference clip as mono float32 ``[N]``: channels averaged, resampled.
+    """A reference clip as mono float32 ``[N]``: channels averaged, resampled. Read-only.
+
+    The last few are kept: a clip is checked before a model is loaded, and encoded after.
 
     Raises:
         InputError: missing, unreadable, shorter than 0.2 s, longer than 60 s, or silent.
     """
-    import soundfile
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The reference {path} does not exist.")
+    written = path.stat()
+    return _read_clip(path.absolute(), (written.st_mtime_ns, written.st_size), sample_rate)
+
+
+@lru_cache(maxsize=4)
+def _read_clip(path: Path, written: tuple[int, int], sample_rate: int) -> np.ndarray:
+    """``written``: when, and how many bytes. Another file of that name is another clip."""
+    import soundfile
+
     try:
         with soundfile.SoundFile(path) as file:
             _check_clip(path, file)
@@ -58,7 +68,9 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
         raise InputError(f"The reference {path} holds samples that are not numbers.")
     if np.max(np.abs(wave), initial=0.0) < SILENCE:
         raise InputError(f"The reference {path} is silent.")
-    return to_rate(wave, rate, sample_rate)
+    wave = to_rate(wave, rate, sample_rate)
+    wave.flags.writeable = False
+    return wave
 
 
 def _check_clip(path: Path, file: SoundFile) -> None:

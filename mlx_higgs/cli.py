@@ -52,10 +52,20 @@ def add_model_options(group: Any, model: str | None) -> None:
     group.add_argument(
         "--quantize",
         nargs="?",
-        const=8,
-        type=int,
+        const="8",
         metavar="BITS",
-        help="quantise while loading (default: 8 bits)",
+        help="quantise while loading: 8, or 8/4 for speech and for the prompt's text, or auto: the "
+        "most that fits (default: auto where the original does not fit; without BITS: 8)",
+    )
+    group.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="what it may take, as 8GB or 7.5GiB (default: what the machine has)",
+    )
+    group.add_argument(
+        "--no-voice-cache",
+        action="store_true",
+        help="keep no voices on disk, where the next run finds them (large models do)",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import Parser, note, run
-from .quantization import DTYPES, MODES, Quantization, stored_quantization
+from .quantization import DTYPES, MODES, Plan, Quantization, quantizable, stored_quantization
 from .types import HiggsError, InputError
 
 if TYPE_CHECKING:
@@ -53,10 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_quantization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quantisation (any of these asks for it)")
-    widths = sorted({bits for _, widths in MODES.values() for bits in widths})
     group.add_argument("-q", "--quantize", action="store_true", help="with the mode's defaults")
     group.add_argument(
-        "--q-bits", type=int, choices=widths, help="default: the mode's, 8 in affine"
+        "--q-bits",
+        metavar="BITS",
+        help="of all, or of what speaks and of what only reads the prompt's text, as 8/4 "
+        "(default: the mode's, 8 in affine)",
     )
     group.add_argument(
         "--q-group-size", type=int, metavar="N", help="default: the mode's, 64 in affine"
@@ -82,19 +84,20 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(path)
 
 
-def asked_quantization(arguments: argparse.Namespace) -> Quantization | None:
+def asked_quantization(arguments: argparse.Namespace) -> Quantization | Plan | None:
     """What the options ask for: any of them is enough."""
     asked = (arguments.q_bits, arguments.q_group_size, arguments.q_mode)
     if not arguments.quantize and asked == (None, None, None):
         return None
-    return Quantization.of(arguments.q_bits, arguments.q_group_size, arguments.q_mode or "affine")
+    how = Plan.parse(arguments.q_bits, arguments.q_group_size, arguments.q_mode or "affine")
+    return how.audio if how.audio == how.text else how
 
 
 def convert(
     hf_path: str = "demo",
     mlx_path: str | Path = DEFAULT_PATH,
     *,
-    quantize: Quantization | None = None,
+    quantize: Quantization | Plan | None = None,
     dtype: str | None = None,
     codec: str | Path | None = None,
     revision: str | None = None,
@@ -147,7 +150,7 @@ def write_checkpoint(
     source: Path, folder: Path, recipe: Recipe, codec_folder: Path | None
 ) -> Result:
     """Fill ``folder``: codec, weights, config and what lies beside them."""
-    from .loading import build_model
+    from .loading import build_model, has_text_head
     from .saving import TOKENIZER, Result, converted_config, copy_files, write_json
     from .weights import read_json
 
@@ -159,7 +162,9 @@ def write_checkpoint(
     copy_files(source, folder)
     if not (tokenizer := (folder / TOKENIZER).is_file()):
         note(f"{recipe.title} has no {TOKENIZER} beside it: generate with --tokenizer")
-    write_json(folder / "config.json", converted_config(config, recipe.quantize, recipe.dtype))
+    model = build_model(config, text_head=has_text_head(source))
+    block = recipe.plan.config(quantizable(model, recipe.plan))
+    write_json(folder / "config.json", converted_config(config, block, recipe.dtype))
     size, kept, dtype = write_talker(source, folder, recipe)
     return Result(count(source), size, kept, dtype, bool(codec_folder), tokenizer)
 

@@ -28,7 +28,7 @@ Machine = Literal["boson", "transformers"]
 
 
 class DelayState(NamedTuple):
-    """Where a stream stands. Scalars on the device, so that a step never waits for the host."""
+    """Where streams stand, ``[B]`` each; on the device, so that a step never waits for the host."""
 
     step: mx.array  # rows sampled so far
     ramp: mx.array  # the machine's ramp-out counter; -1 before the first EOS
@@ -84,31 +84,33 @@ class DelayPattern:
         source = mx.arange(T)[:, None] + mx.arange(K) + e
         return mx.take_along_axis(rows, source, axis=0)
 
-    def start(self) -> DelayState:
-        return DelayState(mx.array(0), mx.array(-1), mx.array(False))
+    def start(self, batch: int = 1) -> DelayState:
+        """The state of so many streams before their first row."""
+        still = mx.zeros((batch,), mx.int32)
+        return DelayState(still, still - 1, still > 0)
 
     def advance(self, row: mx.array, state: DelayState) -> tuple[mx.array, DelayState]:
-        """One freshly sampled row ``[K]`` -> the row that enters the stream, and what follows.
+        """Freshly sampled rows ``[B, K]`` -> the rows that enter the streams, and what follows.
 
         Codebook k stays BOS for k rows more (ramp-in); after an EOS the codebooks fall silent
         one by one (ramp-out).
         """
         book = mx.arange(self.num_codebooks)
-        row = mx.where(book > state.step, self.bos_id, row)
+        row = mx.where(book > state.step[:, None], self.bos_id, row)
         ramp_out = _boson_ramp_out if self.machine == "boson" else _transformers_ramp_out
-        row, ramp, done = ramp_out(self, book, row, state.ramp)
-        return row.astype(mx.int32), DelayState(state.step + 1, ramp, done)
+        row, ramp, done = ramp_out(self, book, row, state.ramp[:, None])
+        return row.astype(mx.int32), DelayState(state.step + 1, ramp[:, 0], done)
 
 
 def _boson_ramp_out(pattern, book, row, ramp):
     """``ramp`` counts the rows still to come."""
     K, eos = pattern.num_codebooks, pattern.eos_id
     ramping = ramp >= 0
-    lowest = mx.min(mx.where(row == eos, book, K))
+    lowest = mx.min(mx.where(row == eos, book, K), axis=-1, keepdims=True)
     row = mx.where(mx.where(ramping, book < K - ramp, (book < lowest) & (lowest < K)), eos, row)
     fresh = mx.where(lowest < K, K - 1 - lowest, -1)
     ramp = mx.where(ramping, ramp - 1, fresh)
-    return row, ramp, ramp == 0
+    return row, ramp, ramp[:, 0] == 0
 
 
 def _transformers_ramp_out(pattern, book, row, ramp):
@@ -117,8 +119,8 @@ def _transformers_ramp_out(pattern, book, row, ramp):
     ramp = mx.where(ramp >= 0, ramp + 1, ramp)
     row = mx.where(book < ramp, eos, row)
     hit = row == eos
-    ramp = mx.where((ramp < 0) & mx.any(hit), 0, ramp)
-    return row, ramp, mx.all(hit)
+    ramp = mx.where((ramp < 0) & mx.any(hit, axis=-1, keepdims=True), 0, ramp)
+    return row, ramp, mx.all(hit, axis=-1)
 
 
 class RowReverter:

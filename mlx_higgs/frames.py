@@ -3,39 +3,98 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
-from .delay import DelayState
-from .sampling import (
-    SamplingParams,
-    frame_keys,
-    sample_codes,
-    seed_key,
-    slide_window,
-    start_window,
+from .models.cache import KVCache, Slots
+from .sampling import Sampler, SamplingParams, seed_key, start_window
+from .step import (
+    BROKEN,
+    DONE,
+    AudioStep,
+    CompiledStep,
+    Loop,
+    StepState,
+    check_loop,
+    fastest_loop,
+    first_state,
 )
 from .types import Audio, GenerationError, Prompt, StopReason
 
 if TYPE_CHECKING:
+    from .delay import DelayPattern
     from .models.base import SpeechModel
-    from .models.layers import KVCache
+    from .prefix import Prefix
 
+PREFILL_POSITIONS = 256  # at once: ten times as many would need ten times the memory
 MAX_IDENTICAL_ROWS = 32  # 1.3 s of one and the same row is no speech
-GOING, DONE, BROKEN = 0, 1, 2  # the last entry of a step's report
 
 
-class StepState(NamedTuple):
-    """One frame on the device; nothing of it is read to build the next."""
+def prefill(model: SpeechModel, prompt: Prompt, prefix: Prefix | None = None) -> list[KVCache]:
+    """The caches after a prompt, of which ``prefix`` is known already."""
+    caches = model.make_cache() if prefix is None else prefix.start()
+    rest = prompt if prefix is None else prompt[prefix.parts :]
+    if not rest:
+        return caches
+    x, is_audio = model.embed_prompt(rest)
+    for start in range(0, x.shape[1], PREFILL_POSITIONS):
+        some = slice(start, start + PREFILL_POSITIONS)
+        mx.eval([(cache.keys, cache.values) for cache in caches if cache.keys is not None])
+        model.hidden(x[:, some], caches, is_audio[:, some])
+    return caches
 
-    row: mx.array  # int32 [K]
-    delay: DelayState
-    window: mx.array | None  # int32 [ras_window, K]
-    report: mx.array  # int32 [K + 1]: the row and GOING, DONE or BROKEN
+
+def heard_window(prompt: Prompt, params: SamplingParams, pattern: DelayPattern) -> mx.array | None:
+    """The RAS window ``[1, W, K]`` over the prompt's clips and the first, all-BOS row."""
+    every = params.machine == "transformers"  # it does not tell heard from spoken
+    clips = [part.codes for part in prompt if isinstance(part, Audio) and (part.spoken or every)]
+    bos = mx.full((1, pattern.num_codebooks), pattern.bos_id, dtype=mx.int32)
+    heard = mx.concatenate([*(pattern.apply(codes) for codes in clips), bos])
+    return start_window(heard, params, pattern.codebook_size)
+
+
+class RowReader:
+    """The host's side of one stream: what a report says, and when the stream ends.
+
+    ``stop_reason`` is set by the row that is the last.
+    """
+
+    def __init__(self, max_frames: int, max_identical_rows: int = MAX_IDENTICAL_ROWS):
+        self.stop_reason: StopReason | None = None
+        self._left = max_frames
+        self._max_identical = max_identical_rows
+        self._recent: deque[bytes] = deque(maxlen=max_identical_rows or None)
+
+    def read(self, report: np.ndarray) -> np.ndarray:
+        """The row ``[K]`` of a report ``[K + 1]``.
+
+        Raises:
+            GenerationError: the model made something that is not a number.
+        """
+        row, status = report[:-1].astype(np.int32), report[-1]
+        if status == BROKEN:
+            raise GenerationError(
+                "The model's output is not a number: its weights or their width do not work."
+            )
+        self._left -= 1
+        if status == DONE:
+            self.stop_reason = "eos"
+        elif self._repeats(row):
+            self.stop_reason = "repetition"
+        elif not self._left:
+            self.stop_reason = "length"
+        return row
+
+    def _repeats(self, row: np.ndarray) -> bool:
+        if not self._max_identical:
+            return False
+        self._recent.append(row.tobytes())
+        return len(self._recent) == self._max_identical and len(set(self._recent)) == 1
 
 
 class Rows:
@@ -47,8 +106,10 @@ class Rows:
     Args:
         prompt: ends where speech begins.
         params: ``params.seed`` must be set.
-        cache: filled by an earlier part of the prompt, or None.
+        prefix: the first parts of the prompt, already computed.
         max_identical_rows: stop a stream that repeats one row so often; 0 never does.
+        loop: ``eager`` waits for every frame, ``async`` is one frame ahead, ``compiled`` is that
+            with a compiled step; ``auto`` takes the faster. All make the same rows.
     """
 
     def __init__(
@@ -57,67 +118,40 @@ class Rows:
         prompt: Prompt,
         params: SamplingParams,
         *,
-        cache: list[KVCache] | None = None,
+        prefix: Prefix | None = None,
         max_identical_rows: int = MAX_IDENTICAL_ROWS,
+        loop: Loop = "auto",
     ):
         if params.seed is None:
             raise ValueError("Rows needs params.seed: draw one first.")
+        check_loop(loop)
         self.stop_reason: StopReason | None = None
-        self._model, self._prompt, self._params = model, prompt, params
-        self._pattern = replace(model.delay, machine=params.machine)
-        self._cache = model.make_cache() if cache is None else cache
-        self._key = seed_key(params.seed)
-        self._recent: deque[bytes] = deque(maxlen=max_identical_rows or None)
-        self._max_identical = max_identical_rows
+        self._model, self._prompt, self._params, self._prefix = model, prompt, params, prefix
+        self._reader = RowReader(params.max_frames, max_identical_rows)
+        self._loop: Loop = loop
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        state = self._first()
+        loop = fastest_loop(self._model) if self._loop == "auto" else self._loop
+        state, step = self._start(loop)
         mx.async_eval(state.report)
-        for frame in range(1, self._params.max_frames + 1):
-            upcoming = self._next(state, frame)
-            mx.async_eval(upcoming.report)
-            *row, status = np.array(state.report)
-            if status == BROKEN:
-                raise GenerationError(
-                    "The model's output is not a number: its weights or their width do not work."
-                )
-            yield np.array(row, dtype=np.int32)
-            self.stop_reason = self._reason(row, status)
-            if self.stop_reason is not None:
-                return
-            state = upcoming
-        self.stop_reason = "length"
+        while self.stop_reason is None:
+            upcoming = None
+            if loop != "eager":
+                upcoming = step(state)
+                mx.async_eval(upcoming.report)
+            row = self._reader.read(np.array(state.report)[0])
+            yield row
+            self.stop_reason = self._reader.stop_reason
+            state = upcoming or step(state)
 
-    def _first(self) -> StepState:
-        """Prefill; the first row is all BOS (the reference's AUDIO_INIT)."""
-        model, pattern = self._model, self._pattern
-        x, is_audio = model.embed_prompt(self._prompt)
-        model.hidden(x, self._cache, is_audio)
-        row = mx.full((pattern.num_codebooks,), pattern.bos_id, dtype=mx.int32)
-        every = self._params.machine == "transformers"  # it does not tell heard from spoken
-        clips = [p.codes for p in self._prompt if isinstance(p, Audio) and (p.spoken or every)]
-        heard = mx.concatenate([*(pattern.apply(codes) for codes in clips), row[None]])
-        window = start_window(heard, self._params, pattern.codebook_size)
-        return StepState(row, pattern.start(), window, _report(row, mx.array(GOING)))
-
-    def _next(self, state: StepState, frame: int) -> StepState:
-        model, pattern, params = self._model, self._pattern, self._params
-        h = model.hidden(model.embed_rows(state.row[None, None]), self._cache)
-        logits = model.audio_logits(h[0, -1])
-        row = sample_codes(logits, params, frame_keys(self._key, frame), state.window)
-        row, delay = pattern.advance(row, state.delay)
-        window = slide_window(state.window, row, params, pattern.codebook_size)
-        status = mx.where(delay.done, DONE, GOING)
-        status = mx.where(mx.isfinite(mx.sum(logits)), status, BROKEN)
-        return StepState(row, delay, window, _report(row, status))
-
-    def _reason(self, row: list[int], status: int) -> StopReason | None:
-        if status == DONE:
-            return "eos"
-        self._recent.append(np.array(row).tobytes())
-        full = self._max_identical and len(self._recent) == self._max_identical
-        return "repetition" if full and len(set(self._recent)) == 1 else None
-
-
-def _report(row: mx.array, status: mx.array) -> mx.array:
-    return mx.concatenate([row, status.astype(mx.int32)[None]])
+    def _start(self, loop: Loop) -> tuple[StepState, Callable[[StepState], StepState]]:
+        model, params, seed = self._model, self._params, self._params.seed
+        assert seed is not None
+        pattern = replace(model.delay, machine=params.machine)
+        caches = prefill(model, self._prompt, self._prefix)
+        state = first_state(pattern, heard_window(self._prompt, params, pattern))
+        sampler = Sampler.of([params], pattern.codebook_size + 2)
+        step = AudioStep(model, pattern, sampler, seed_key(seed)[None])
+        if loop == "compiled":
+            return state, CompiledStep(step, Slots.of(caches))
+        return state, partial(step, caches=caches)

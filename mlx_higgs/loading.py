@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .defaults import Defaults
 from .models import get_model_classes
 from .quantization import (
+    Plan,
     Quantization,
     prepare_quantized,
     quantizable,
     quantize_module,
     stored_quantization,
 )
-from .sampling import SamplingParams
 from .types import CheckpointError, InputError
 from .weights import load_tensors, read_header, read_json, weight_files
 
@@ -41,12 +42,28 @@ CODEC_FOLDERS = ("codec", "audio_tokenizer")
 
 @dataclass
 class Higgs:
-    """Everything one checkpoint offers. Prompts and codec are read when first needed."""
+    """Everything one checkpoint offers. What is not in memory yet is read when first needed.
+
+    Args:
+        talker: the model, whose weights may still be on disk: for its shape alone.
+        adapter: what was put on it.
+        unread: the weights are still on disk.
+    """
 
     path: Path
-    model: SpeechModel
+    talker: SpeechModel
     codec_source: str | Path | None = None
     tokenizer_source: str | Path | None = None
+    adapter: Path | None = None
+    unread: bool = False
+
+    @property
+    def model(self) -> SpeechModel:
+        """The talker with its weights in memory."""
+        if self.unread:
+            read_weights(self.talker)
+            self.unread = False
+        return self.talker
 
     @cached_property
     def prompts(self) -> PromptBuilder:
@@ -55,67 +72,18 @@ class Higgs:
         return PromptBuilder.from_pretrained(resolve(self.tokenizer_source or self.path))
 
     @cached_property
+    def codec_folder(self) -> Path:
+        return find_codec(self.path, self.codec_source)
+
+    @cached_property
     def codec(self) -> HiggsCodec:
-        codec = load_codec(find_codec(self.path, self.codec_source))
-        check_codec(codec, self.model.delay)
+        codec = load_codec(self.codec_folder)
+        check_codec(codec, self.talker.delay)
         return codec
 
     @cached_property
     def defaults(self) -> Defaults:
         return Defaults.from_pretrained(self.path)
-
-
-SAMPLING = {  # transformers' name -> SamplingParams'
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "ras_win_len": "ras_window",
-    "ras_win_max_num_repeat": "ras_max_repeats",
-}
-EXTRAS: dict[str, type] = {  # ours, which transformers ignores
-    "scene": str,
-    "notice": str,
-    "normalize": bool,
-    "clones": bool,
-    "words": list,
-}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a checkpoint prefers, from its ``generation_config.json``."""
-
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    scene: str | None = None  # who speaks when no voice is named
-    notice: str | None = None  # a line to announce it with
-    normalize: bool = True
-    clones: bool = True
-    words: list[str] | None = None  # what it says best
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Defaults:
-        """Read ``generation_config.json``: transformers' names, and ours for what it lacks.
-
-        Raises:
-            CheckpointError: a value that means nothing, named.
-        """
-        path = folder / "generation_config.json"
-        config = read_json(path, required=False)
-        found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
-        named = {SAMPLING[key]: value for key, value in found.items()}
-        if config.get("do_sample") is False:
-            named["temperature"] = 0
-        if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
-            named["ras_window"] = 0  # how the references say off
-        try:
-            sampling = SamplingParams(**named)
-        except InputError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        extra = {name: config[name] for name in EXTRAS if name in config}
-        for name, value in extra.items():
-            if not isinstance(value, EXTRAS[name]):
-                raise CheckpointError(f"{path}: {name} is {value!r}.")
-        return cls(sampling, **extra)
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:
@@ -201,8 +169,9 @@ def load(
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
     adapter: str | Path | None = None,
-    quantize: Quantization | None = None,
+    quantize: Quantization | Plan | None = None,
     revision: str | None = None,
+    read_now: bool = True,
 ) -> Higgs:
     """Load a checkpoint for generation.
 
@@ -211,18 +180,30 @@ def load(
         codec, tokenizer: where these are when not beside the model.
         adapter: what was trained on top: a folder or hub repository, mlx-lm's or PEFT's.
         quantize: quantise while loading; the source's full size is never held.
+        read_now: False leaves the talker's weights on disk until they are needed, so that a clip
+            can be encoded before they take their room.
 
     Raises:
         InputError: nothing there. CheckpointError: it cannot be used.
     """
     path = resolve(path_or_repo, revision)
     trained = None if adapter is None else resolve_adapter(adapter)
-    model = load_model(path, quantize=quantize)
+    model = open_model(path, quantize=quantize, fuse=trained is None)
+    if read_now or trained is not None:
+        read_weights(model)
     if trained is not None:
         from .adapters import apply_adapter
 
         apply_adapter(model, trained)
-    return Higgs(path, model, codec, tokenizer)
+        _fuse_layers(model)
+    return Higgs(path, model, codec, tokenizer, trained, unread=not (read_now or trained))
+
+
+def _fuse_layers(model: Any) -> None:
+    """What the adapter left as it was, a layer at a time: a second copy of one is all there is."""
+    for layer in model.layers:
+        layer.fuse()
+        mx.eval(layer.parameters())
 
 
 def resolve_adapter(source: str | Path) -> Path:
@@ -234,7 +215,7 @@ def resolve_adapter(source: str | Path) -> Path:
 def load_model(
     folder: Path,
     *,
-    quantize: Quantization | None = None,
+    quantize: Quantization | Plan | None = None,
     dtype: str | None = None,
     text_head: bool = False,
 ) -> SpeechModel:
@@ -243,17 +224,43 @@ def load_model(
     Raises:
         CheckpointError: unknown, missing or misshapen tensors (named), or another model.
     """
+    model = open_model(folder, quantize=quantize, dtype=dtype, text_head=text_head)
+    read_weights(model)
+    return model
+
+
+def open_model(
+    folder: Path,
+    *,
+    quantize: Quantization | Plan | None = None,
+    dtype: str | None = None,
+    text_head: bool = False,
+    fuse: bool = False,
+) -> SpeechModel:
+    """The talker as it will be, its weights still on disk.
+
+    Args:
+        fuse: join matrices for generation.
+
+    Raises:
+        CheckpointError: unknown, missing or misshapen tensors (named), or another model.
+        InputError: widths that the weights cannot take, or weights that are quantised already.
+    """
     config = read_json(folder / "config.json")
     model = build_model(config, text_head=text_head)
     tensors = model.sanitize(load_tensors(weight_files(folder)))
-    stored = stored_quantization(config)
-    if stored and (quantize or dtype):
+    stored, plan = stored_quantization(config), Plan.of(quantize)
+    if stored and (plan != Plan() or dtype):
         raise InputError(f"{folder} is quantised already: start from the original weights.")
     if stored:
         prepare_quantized(model, stored, set(tensors))
     _assign(model, tensors, folder)
     del tensors  # otherwise every source array stays alive until the end
-    _materialize(model, quantize, getattr(mx, dtype) if dtype else None)
+    if dtype is not None:
+        model.set_dtype(getattr(mx, dtype))
+    _quantize(model, quantizable(model, plan))
+    if fuse:
+        model.fuse()
     return model
 
 
@@ -289,25 +296,26 @@ def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _materialize(model: nn.Module, quantize: Quantization | None, dtype: mx.Dtype | None) -> None:
-    """Read, cast and quantise one module at a time: the peak is the result and one source.
+def _quantize(model: nn.Module, chosen: dict[str, Quantization]) -> None:
+    leaves = _leaves(model)
+    for path, how in chosen.items():
+        module = quantize_module(leaves.pop(path), how)
+        model.update_modules(tree_unflatten([(path, module)]))
+
+
+def read_weights(model: Any) -> None:
+    """Read, cast, quantise and join one module at a time: the peak is the result and one source.
 
     The largest come first, while their sources add to almost nothing.
     """
-    if dtype is not None:
-        model.set_dtype(dtype)
-    chosen = quantizable(model, quantize) if quantize else set()
-    leaves: dict[str, Any] = {
-        path: module for path, module in model.named_modules() if not module.children()
-    }
-    for path in sorted(leaves, key=lambda path: _nbytes(leaves[path]), reverse=True):
-        module = leaves.pop(path)  # whatever still held it would hold its source
-        if quantize and path in chosen:
-            module = quantize_module(module, quantize)
-            model.update_modules(tree_unflatten([(path, module)]))
+    for module in sorted(_leaves(model).values(), key=_nbytes, reverse=True):
         mx.eval(module.parameters())
         mx.clear_cache()  # Metal keeps freed buffers, here the sources', for reuse
     mx.eval(model.parameters())
+
+
+def _leaves(model: nn.Module) -> dict[str, Any]:
+    return {path: module for path, module in model.named_modules() if not module.children()}
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -5,6 +5,7 @@ MLX is imported where it is used, because ``--help`` reads the tables.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+BITS = re.compile(r"(\d+)(?:/(\d+))?")  # of both sides, or of the audio's and the text's
 ELEMENTS_AT_ONCE = 1 << 15  # some 3 MB of temporaries
 
 
@@ -56,29 +58,101 @@ class Quantization:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a talker's modules are stored, by what uses them; None leaves a side as it is.
+
+    Args:
+        audio: of all that a frame of speech reads.
+        text: of what only a prompt's text reads (a model's ``TEXT_SIDE``), once per request.
+    """
+
+    audio: Quantization | None = None
+    text: Quantization | None = None
+
+    @classmethod
+    def of(cls, how: Quantization | Plan | None) -> Plan:
+        """One width for both sides; a plan as it is."""
+        return how if isinstance(how, Plan) else cls(how, how)
+
+    @classmethod
+    def parse(cls, bits: str | None, group_size: int | None = None, mode: str = "affine") -> Plan:
+        """``8`` or, audio before text, ``8/4``; ``none`` leaves all as it is, None takes defaults.
+
+        Raises:
+            InputError: anything else, or what MLX does not have.
+        """
+        if bits == "none":
+            return cls()
+        if bits is None:
+            return cls.of(Quantization.of(None, group_size, mode))
+        if not (found := BITS.fullmatch(bits)):
+            raise InputError(
+                f"{bits!r} is no way to quantise: say how many bits (8), or how many for speech "
+                "and for the prompt's text (8/4)."
+            )
+        audio, text = (
+            Quantization.of(int(n), group_size, mode) for n in (found[1], found[2] or found[1])
+        )
+        return cls(audio, text)
+
+    @property
+    def name(self) -> str:
+        """As ``parse`` reads it."""
+        bits = [str(side.bits) if side else "none" for side in (self.audio, self.text)]
+        return "/".join(dict.fromkeys(bits))
+
+    def side(self, text: bool) -> Quantization | None:
+        return self.text if text else self.audio
+
+    def config(self, chosen: dict[str, Quantization]) -> dict | None:
+        """The ``quantization`` block of mlx-lm's config: one for all, and entries of their own.
+
+        Args:
+            chosen: what ``quantizable`` says.
+        """
+        first = self.audio or self.text
+        if first is None:
+            return None
+        other = {path: how.config() for path, how in chosen.items() if how != first}
+        return first.config() | other
+
+
+# what a name stands for, best first: the audio side is what rounding is heard in
+PLANS = {
+    "none": Plan(),
+    "8": Plan(Quantization(8), Quantization(8)),
+    "8/4": Plan(Quantization(8), Quantization(4)),
+    "6/4": Plan(Quantization(6), Quantization(4)),
+    "4": Plan(Quantization(4), Quantization(4)),
+}
+
+
 def _check(mode: str, name: str, value: int, allowed: tuple[int, ...]) -> None:
     if value not in allowed:
         known = ", ".join(map(str, sorted(allowed)))
         raise InputError(f"Mode {mode} has no {name} {value}: use one of {known}.")
 
 
-def quantizable(model: Any, how: Quantization) -> set[str]:
-    """Paths of a talker's modules to quantise: those that its own predicate allows.
+def quantizable(model: Any, plan: Plan) -> dict[str, Quantization]:
+    """Path -> width of a talker's modules to quantise: those that its own predicate allows.
 
     Raises:
         InputError: one whose width is no multiple of the group size.
     """
-    paths = set()
+    text_side = re.compile(model.TEXT_SIDE)
+    chosen = {}
     for path, module in model.named_modules():
-        if model.quant_predicate(path, module):
+        how = plan.side(text_side.fullmatch(path) is not None)
+        if how and model.quant_predicate(path, module):
             width = module.weight.shape[-1]
             if width % how.group_size:
                 raise InputError(
                     f"{path} is {width} wide, which groups of {how.group_size} do not divide: "
                     "choose another group size or mode."
                 )
-            paths.add(path)
-    return paths
+            chosen[path] = how
+    return chosen
 
 
 def quantize_module(module: nn.Linear | nn.Embedding, how: Quantization) -> nn.Module:
@@ -88,6 +162,7 @@ def quantize_module(module: nn.Linear | nn.Embedding, how: Quantization) -> nn.M
     quantized = module.to_quantized(how.group_size, how.bits, how.mode)
     if how.mode != "affine" and mx.default_device().type == mx.cpu:
         weight, scales = _quantize_slowly(module.weight, how)
+        mx.eval(weight, scales)
         quantized.update({"weight": weight, "scales": scales})
     return quantized
 

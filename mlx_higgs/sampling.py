@@ -7,7 +7,7 @@ the seed and the frame alone, not on the batch or on how the loop is driven.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args
@@ -67,7 +67,7 @@ LIMITS: list[tuple[str, type, Callable[[Any], bool], str]] = [
 
 
 class FrameKeys(NamedTuple):
-    """The random keys of one frame."""
+    """The random keys of one frame: uint32 ``[B, 2]`` each."""
 
     draw: mx.array
     redraw: mx.array
@@ -78,82 +78,160 @@ def seed_key(seed: int) -> mx.array:
     return mx.random.split(mx.random.key(seed))[0]
 
 
-def frame_keys(base: mx.array, frame: int) -> FrameKeys:
-    """The keys of frame ``frame``: they depend on the seed and the frame alone."""
-    draw, redraw = mx.random.split(base ^ mx.array([0, frame], dtype=mx.uint32))
-    return FrameKeys(draw, redraw)
+def frame_keys(base: mx.array, frame: mx.array) -> FrameKeys:
+    """Keys ``[B, 2]`` of the seeds, frames ``[B]`` -> the keys of those frames, and of no other."""
+    frame = frame.astype(mx.uint32)
+    pairs = _each(mx.random.split, base ^ mx.stack([mx.zeros_like(frame), frame], axis=-1))
+    return FrameKeys(pairs[:, 0], pairs[:, 1])
 
 
-def nucleus(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array]:
-    """Temperature, top-k and top-p over the last axis, with one sort.
+def _each(function: Callable[[mx.array], mx.array], keys: mx.array) -> mx.array:
+    """``function`` of every key, so that a row draws the same in any company."""
+    return function(keys.squeeze(0))[None] if len(keys) == 1 else mx.vmap(function)(keys)
+
+
+class Values(NamedTuple):
+    """What B requests asked for, on the device: it may differ from row to row."""
+
+    temperature: mx.array  # [B, 1, 1]; 1 where greedy
+    greedy: mx.array  # bool [B, 1]
+    top_k: mx.array  # int32 [B, 1, 1]; all ids where off
+    top_p: mx.array  # [B, 1, 1]; more than all probability where off
+    window_from: mx.array  # int32 [B, 1, 1]: the first place of the window that counts
+    max_repeats: mx.array  # int32 [B, 1]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the host must know to build the sampler's graph."""
+
+    draws: bool  # some row has a temperature
+    greedy: bool  # some row has none
+    filters: bool  # some row has top-k or top-p
+    top_k: int  # ids kept by the row that keeps most
+    window: int  # rows looked back on by the one that looks furthest; 0: nobody looks
+    ragged: bool  # they look back differently far
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The sampling of B requests as one."""
+
+    kind: Kind
+    values: Values
+
+    @classmethod
+    def of(cls, requests: Sequence[SamplingParams], codebook_vocab: int) -> Sampler:
+        kept = [min(p.top_k or codebook_vocab, codebook_vocab) for p in requests]
+        windows = [p.ras_window for p in requests]
+        furthest = max(windows)
+        kind = Kind(
+            draws=any(p.temperature for p in requests),
+            greedy=any(not p.temperature for p in requests),
+            filters=any(p.top_k or p.top_p < 1 for p in requests),
+            top_k=max(kept),
+            window=furthest,
+            ragged=min(windows) < furthest,
+        )
+
+        def column(values: Iterable, dtype: mx.Dtype, ndim: int = 3) -> mx.array:
+            return mx.array(list(values), dtype=dtype).reshape(-1, *[1] * (ndim - 1))
+
+        values = Values(
+            column((p.temperature or 1.0 for p in requests), mx.float32),
+            column((not p.temperature for p in requests), mx.bool_, 2),
+            column(kept, mx.int32),
+            column((p.top_p if p.top_p < 1 else 2.0 for p in requests), mx.float32),
+            column((furthest - window for window in windows), mx.int32),
+            column((p.ras_max_repeats for p in requests), mx.int32, 2),
+        )
+        return cls(kind, values)
+
+
+def nucleus(logits: mx.array, sampler: Sampler) -> mx.array:
+    """Logits ``[B, K, V]`` over their temperature, -inf where top-k or top-p drop them.
 
     As transformers' warpers do it: top-k keeps ties with the k-th value, top-p keeps the
-    smallest set that reaches ``top_p`` and always one.
-
-    Returns:
-        Logits, likeliest first and -inf where dropped, and the id at each of their places.
+    smallest set that reaches ``top_p`` and always one; of its lowest ties, those of lower id.
     """
-    order = mx.argsort(-logits, axis=-1)
-    ordered = mx.take_along_axis(logits, order, axis=-1) / params.temperature
-    if 0 < params.top_k < logits.shape[-1]:
-        ordered = mx.where(ordered < ordered[..., params.top_k - 1, None], -math.inf, ordered)
-    if params.top_p < 1:
-        probs = mx.softmax(ordered, axis=-1)
-        before = mx.cumsum(probs, axis=-1) - probs
-        ordered = mx.where(before < params.top_p, ordered, -math.inf)
-    return ordered, order
+    values = sampler.values
+    ordered = likeliest(logits, sampler.kind.top_k)
+    last = mx.take_along_axis(ordered, values.top_k - 1, axis=-1)
+    top = ordered[..., :1]
+    whole = mx.sum(mx.where(logits < last, 0.0, mx.exp(logits - top)), axis=-1, keepdims=True)
+    probs = mx.exp(ordered - top) / whole
+    inside = (mx.cumsum(probs, axis=-1) - probs < values.top_p) & (ordered >= last)
+    lowest = mx.min(mx.where(inside, ordered, math.inf), axis=-1, keepdims=True)
+    sure = mx.sum(mx.where(ordered > lowest, probs, 0.0), axis=-1, keepdims=True)
+    room = mx.ceil((values.top_p - sure) * whole / mx.exp(lowest - top))  # for the lowest's ties
+    tied = logits == lowest
+    fits = mx.cumsum(tied.astype(mx.float32), axis=-1) <= room
+    return mx.where((logits > lowest) | (tied & fits), logits, -math.inf)
 
 
-def _draw(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
-    if params.temperature == 0:
+def likeliest(logits: mx.array, count: int) -> mx.array:
+    """The ``count`` largest of the last axis, in order.
+
+    With one sort, which is what a GPU partitions with, too; on a CPU, of those few alone.
+    """
+    if count < logits.shape[-1] and mx.default_device().type == mx.cpu:
+        return -mx.sort(-mx.topk(logits, count), axis=-1)
+    return -mx.sort(-logits, axis=-1)[..., :count]
+
+
+def _draw(logits: mx.array, sampler: Sampler, keys: mx.array) -> mx.array:
+    kind, values = sampler.kind, sampler.values
+    if not kind.draws:
         return mx.argmax(logits, axis=-1)
-    if params.top_p >= 1 and not 0 < params.top_k < logits.shape[-1]:
-        return mx.random.categorical(logits / params.temperature, key=key)
-    ordered, order = nucleus(logits, params)
-    place = mx.random.categorical(ordered, key=key)
-    return mx.take_along_axis(order, place[..., None], axis=-1)[..., 0]
+    scaled = logits / values.temperature
+    drawn = _categorical(nucleus(scaled, sampler) if kind.filters else scaled, keys)
+    return mx.where(values.greedy, mx.argmax(logits, axis=-1), drawn) if kind.greedy else drawn
+
+
+def _categorical(logits: mx.array, keys: mx.array) -> mx.array:
+    noise = _each(lambda key: mx.random.gumbel(logits.shape[1:], key=key), keys)
+    return mx.argmax(logits + noise, axis=-1)
 
 
 def sample_codes(
-    logits: mx.array, params: SamplingParams, keys: FrameKeys, window: mx.array | None = None
+    logits: mx.array, sampler: Sampler, keys: FrameKeys, window: mx.array | None = None
 ) -> mx.array:
-    """One row of ids ``[K]`` from logits ``[K, V]``; ``window`` ``[W, K]`` switches RAS on.
+    """Ids ``[B, K]`` from logits ``[B, K, V]``; ``window`` ``[B, W, K]`` switches RAS on.
 
     RAS (HiggsAudioModel._sample_audio_tokens): an id already seen ``ras_max_repeats`` times in
     the window is replaced by one draw from the raw softmax: temperature 1, all ids allowed.
     """
     logits = logits.astype(mx.float32)
-    row = _draw(logits, params, keys.draw).astype(mx.int32)
+    row = _draw(logits, sampler, keys.draw).astype(mx.int32)
     if window is None:
         return row
-    repeats = mx.sum(window == row, axis=0)
-    fresh = mx.random.categorical(logits, key=keys.redraw).astype(mx.int32)
-    return mx.where(repeats >= params.ras_max_repeats, fresh, row)
+    seen = window == row[:, None]
+    if sampler.kind.ragged:
+        seen = seen & (mx.arange(window.shape[1])[None, :, None] >= sampler.values.window_from)
+    fresh = _categorical(logits, keys.redraw).astype(mx.int32)
+    return mx.where(mx.sum(seen, axis=1) >= sampler.values.max_repeats, fresh, row)
 
 
 def start_window(rows: mx.array, params: SamplingParams, codebook_size: int) -> mx.array | None:
-    """The RAS window ``[ras_window, K]`` over rows heard before; -1 where there were none.
+    """The RAS window ``[1, W, K]`` of one request over rows heard before; -1 where none were.
 
     transformers' window does not count BOS and EOS; Boson's does.
     """
     if not params.ras_window:
         return None
-    K = rows.shape[1]
-    empty = mx.full((params.ras_window, K), -1, dtype=mx.int32)
-    window = mx.concatenate([empty, rows.astype(mx.int32)])[-params.ras_window :]
-    return _countable(window, params, codebook_size)
+    unheard = mx.full((params.ras_window, rows.shape[1]), -1, dtype=mx.int32)
+    rows = _countable(rows.astype(mx.int32), params.machine, codebook_size)
+    return mx.concatenate([unheard, rows])[None, -params.ras_window :]
 
 
 def slide_window(
-    window: mx.array | None, row: mx.array, params: SamplingParams, codebook_size: int
+    window: mx.array | None, row: mx.array, machine: Machine, codebook_size: int
 ) -> mx.array | None:
-    """The window one row later."""
+    """The windows ``[B, W, K]`` one row ``[B, K]`` later."""
     if window is None:
         return None
-    return mx.concatenate([window[1:], _countable(row[None], params, codebook_size)])
+    return mx.concatenate([window[:, 1:], _countable(row, machine, codebook_size)[:, None]], 1)
 
 
-def _countable(rows: mx.array, params: SamplingParams, codebook_size: int) -> mx.array:
-    if params.machine == "transformers":
-        return mx.where(rows >= codebook_size, -1, rows)
-    return rows
+def _countable(rows: mx.array, machine: Machine, codebook_size: int) -> mx.array:
+    return mx.where(rows >= codebook_size, -1, rows) if machine == "transformers" else rows

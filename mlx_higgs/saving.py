@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import __version__
-from .quantization import Quantization
+from .quantization import Plan, Quantization
 from .types import InputError
 from .weights import INDEX
 
@@ -193,14 +193,18 @@ def split(tensors: dict[str, mx.array], limit: int) -> list[dict[str, mx.array]]
     return shards
 
 
-def converted_config(config: dict, quantize: Quantization | None, dtype: str | None) -> dict:
-    """The source's config with what has changed, spelled as mlx-lm does."""
+def converted_config(config: dict, block: dict | None, dtype: str | None) -> dict:
+    """The source's config with what has changed, spelled as mlx-lm does.
+
+    Args:
+        block: how the weights are quantised (``Plan.config``).
+    """
     config = dict(config)
     if dtype:
         config = _with_dtype(config, dtype)
-    if quantize:
+    if block:
         # mlx-lm reads the first name, the hub's file browser the second
-        config["quantization"] = config["quantization_config"] = quantize.config()
+        config["quantization"] = config["quantization_config"] = block
     return config
 
 
@@ -229,8 +233,12 @@ class Recipe:
 
     source: str
     revision: str | None = None
-    quantize: Quantization | None = None
+    quantize: Quantization | Plan | None = None
     dtype: str | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.of(self.quantize)
 
     @property
     def repo(self) -> str | None:
@@ -244,17 +252,16 @@ class Recipe:
         return self.repo or Path(self.source).expanduser().resolve().name
 
     def describe(self) -> str:
-        if self.quantize is None:
-            return "no"
-        how = self.quantize
-        return f"{how.bits} bits in groups of {how.group_size} ({how.mode})"
+        audio, text = (_in_words(side) for side in (self.plan.audio, self.plan.text))
+        return audio if audio == text else f"{audio}; what only a prompt's text uses: {text}"
 
     def command(self) -> str:
         words = ["python -m mlx_higgs.convert", f"--hf-path {self.title}"]
         if self.revision:
             words.append(f"--revision {self.revision}")
-        if how := self.quantize:
-            words.append(f"--q-bits {how.bits} --q-group-size {how.group_size} --q-mode {how.mode}")
+        if how := self.plan.audio or self.plan.text:
+            bits = f"--q-bits {self.plan.name}"
+            words.append(f"{bits} --q-group-size {how.group_size} --q-mode {how.mode}")
         if self.dtype:
             words.append(f"--dtype {self.dtype}")
         return " \\\n    ".join(words)
@@ -275,6 +282,10 @@ class Result:
     def bits(self) -> float:
         """Stored bits per parameter, scales included."""
         return 8 * self.size / self.parameters
+
+
+def _in_words(how: Quantization | None) -> str:
+    return f"{how.bits} bits in groups of {how.group_size} ({how.mode})" if how else "no"
 
 
 def model_card(name: str, recipe: Recipe, result: Result) -> str:

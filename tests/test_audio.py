@@ -137,3 +137,12 @@ def test_fades_reach_zero_and_touch_nothing_else():
     assert len(audio.fade(np.ones(10, np.float32), 1000, 500, 500)) == 10
     with pytest.raises(InputError, match="not -1 ms"):
         audio.fade(np.ones(10), 1000, -1)
+
+
+def test_a_clip_that_was_replaced_is_read_again(tmp_path: Path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, np.full(12_000, 0.25), 24_000)
+    first = audio.read_reference(path)
+    assert audio.read_reference(path) is first
+    soundfile.write(path, np.full(13_000, 0.5), 24_000)
+    assert len(audio.read_reference(path)) == 13_000

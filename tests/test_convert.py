@@ -368,7 +368,7 @@ def test_any_option_asks_for_quantisation(options: list[str], asked: Quantizatio
 def test_both_spellings_of_options():
     seen = []
     assert run(build_parser(), seen.append, ["--q_bits", "8", "--model", "x", "--mlx_path=y"]) == 0
-    assert (seen[0].q_bits, seen[0].hf_path, seen[0].mlx_path) == (8, "x", "y")
+    assert (seen[0].q_bits, seen[0].hf_path, seen[0].mlx_path) == ("8", "x", "y")
 
 
 def test_without_tokenizer_and_codec(work: Path, capsys):

@@ -49,8 +49,8 @@ def run_machine(pattern: DelayPattern, sampled: list[list[int]]) -> np.ndarray:
     state = pattern.start()
     rows = [np.full(pattern.num_codebooks, pattern.bos_id)]
     for row in sampled:
-        entered, state = pattern.advance(mx.array(row, dtype=mx.int32), state)
-        rows.append(np.array(entered))
+        entered, state = pattern.advance(mx.array([row], dtype=mx.int32), state)
+        rows.append(np.array(entered)[0])
         if state.done.item():
             break
     return np.stack(rows)

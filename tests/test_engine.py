@@ -239,3 +239,31 @@ def test_the_shipped_voices_encode(cloner: HiggsAudioServer):
     prompt = prompt_of(cloner, voice="en_woman")
     seconds = soundfile.info(VOICES / "en_woman.wav").duration
     assert abs(clips_of(prompt)[0].codes.shape[0] - seconds * 25) < 2
+
+
+def test_a_batch_says_what_each_says_alone(server: HiggsAudioServer):
+    """More requests than places, one of them impossible."""
+    texts = ["one two", "three", "four five six", "seven", "nine " * 2000, "eight"]
+    asked = [SpeechRequest(text, seed=seed) for seed, text in enumerate(texts)]
+    made = dict(server.generate_batch(iter(asked), max_batch=2))
+    assert sorted(made) == list(range(6))
+    assert isinstance(made.pop(4), InputError)
+    for place, speech in made.items():
+        assert np.array_equal(speech.pcm, server.generate(texts[place], seed=place).pcm)
+
+
+def test_a_batch_takes_requests_as_there_is_room(server: HiggsAudioServer):
+    taken: list[int] = []
+
+    def endless():
+        for seed in range(10_000):
+            taken.append(seed)
+            yield SpeechRequest("one", seed=seed, max_new_frames=30)
+
+    speeches = server.generate_batch(endless(), max_batch=2)
+    for _ in range(3):
+        next(speeches)
+    speeches.close()
+    assert len(taken) <= 3 + 2 + 2
+    with pytest.raises(InputError, match="batch of 0"):
+        server.generate_batch([], max_batch=0)

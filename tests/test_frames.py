@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from tiny_model import tiny_model
 
 from mlx_higgs import frames
+from mlx_higgs.batch import Batch
 from mlx_higgs.delay import DelayPattern
 from mlx_higgs.frames import Rows
 from mlx_higgs.models.v2 import Model
+from mlx_higgs.prefix import Prefix
 from mlx_higgs.sampling import SamplingParams
-from mlx_higgs.types import Audio, GenerationError, Prompt, Text
+from mlx_higgs.step import Loop
+from mlx_higgs.types import Audio, GenerationError, InputError, Prompt, Text
 
+LOOPS = get_args(Loop)
 PROMPT: Prompt = [Text([3, 1, 4, 1, 5])]
 
 
@@ -72,9 +78,9 @@ def test_the_loop_equals_full_forwards(seed: int):
         speech = model.embed_rows(mx.stack(made))[None]
         mask = np.concatenate([is_audio, np.ones((1, len(made)), bool)], axis=1)
         h = model.hidden(mx.concatenate([x, speech], axis=1), model.make_cache(), mask)
-        best = mx.argmax(model.audio_logits(h[0, -1]), axis=-1).astype(mx.int32)
+        best = mx.argmax(model.audio_logits(h[:, -1]), axis=-1).astype(mx.int32)
         row, state = pattern.advance(best, state)
-        made.append(row)
+        made.append(row[0])
     assert np.array_equal(rows, np.array(mx.stack(made)))
 
 
@@ -82,12 +88,14 @@ def test_a_prefilled_prefix_changes_nothing(seed: int):
     model = without_eos(tiny_model(seed))
     codes = mx.random.randint(0, 20, (6, 4), key=mx.random.key(seed))
     prefix: Prompt = [Text([1, 2]), Audio(codes), Text([7, 8])]
-    whole, _ = rows_of(model, [*prefix, *PROMPT], params(seed, ras_window=0))
+    whole, _ = rows_of(model, [*prefix, *PROMPT], params(seed))
     cache = model.make_cache()
     x, is_audio = model.embed_prompt(prefix)
     model.hidden(x, cache, is_audio)
-    reused, _ = rows_of(model, PROMPT, params(seed, ras_window=0), cache=cache)
-    assert np.array_equal(whole, reused)
+    known = Prefix(len(prefix), cache)
+    for _ in range(2):  # the second finds it as the first did
+        reused, _ = rows_of(model, [*prefix, *PROMPT], params(seed), prefix=known)
+        assert np.array_equal(whole, reused)
 
 
 def test_the_ras_window_spans_the_spoken_reference_only(seed: int, monkeypatch):
@@ -129,7 +137,7 @@ class Scripted:
 
     def audio_logits(self, h):
         row = next(self._script, [1, 2, 3])
-        return mx.where(mx.arange(10) == mx.array(row)[:, None], self._logit, 0.0)
+        return mx.where(mx.arange(10) == mx.array([row])[..., None], self._logit, 0.0)
 
 
 def run_script(script: list[list[int]], **options):
@@ -171,6 +179,29 @@ def test_the_host_reads_each_row_once_and_one_frame_late(monkeypatch):
     monkeypatch.setattr(frames.np, "array", reading)
     count = len(list(Rows(Scripted([]), PROMPT, params(max_frames=10))))
     assert events == ["launch", *["launch", "read"] * count]
+
+
+def test_every_loop_makes_the_same_rows(seed: int):
+    """Across a bucket of positions, with a clip in the prompt, until the model ends by itself."""
+    model = tiny_model(seed)
+    codes = mx.random.randint(0, 20, (200, 4), key=mx.random.key(seed))
+    prompt: Prompt = [Text([1, 2]), Audio(codes), *PROMPT]
+    for chosen in (
+        params(seed, max_frames=80),
+        params(seed, temperature=0, machine="transformers"),
+    ):
+        made = {loop: rows_of(model, prompt, chosen, loop=loop) for loop in LOOPS}
+        alone = Batch(model).join(prompt, chosen)
+        made["batch of one"] = (np.stack(list(alone)), alone.stop_reason)
+        rows, reason = made.pop("eager")
+        for other, why in made.values():
+            assert np.array_equal(rows, other)
+            assert why == reason
+
+
+def test_another_loop_is_refused(seed: int):
+    with pytest.raises(InputError, match="no loop 'fast'"):
+        Rows(tiny_model(seed), PROMPT, params(), loop="fast")
 
 
 def test_rows_need_a_seed(seed: int):

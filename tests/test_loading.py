@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 import mlx_higgs
 from mlx_higgs import loading
-from mlx_higgs.loading import DEMO, Defaults, load, load_model, resolve
+from mlx_higgs.defaults import Defaults
+from mlx_higgs.loading import DEMO, load, load_model, resolve
 from mlx_higgs.models.v2 import ModelArgs
 from mlx_higgs.types import CheckpointError, InputError
 from mlx_higgs.weights import INDEX, load_tensors, read_header, weight_files

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_higgs.sampling import (
+    FrameKeys,
+    Sampler,
     SamplingParams,
     frame_keys,
     nucleus,
@@ -40,10 +42,19 @@ def slow_filter(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
 
 def kept_ids(logits: mx.array, params: SamplingParams) -> np.ndarray:
     """Which ids of ``[K, V]`` may still be drawn."""
-    ordered, order = nucleus(logits, params)
-    kept = np.zeros(logits.shape, dtype=bool)
-    np.put_along_axis(kept, np.array(order), np.array(ordered) > -math.inf, axis=-1)
-    return kept
+    sampler = Sampler.of([params], logits.shape[-1])
+    kept = nucleus(logits[None] / sampler.values.temperature, sampler)
+    return np.array(kept[0]) > -math.inf
+
+
+def keys_of(seed: int, frame: int) -> FrameKeys:
+    return frame_keys(seed_key(seed)[None], mx.array([frame]))
+
+
+def drawn(logits: mx.array, params: SamplingParams, keys: FrameKeys, window=None) -> mx.array:
+    """One row ``[K]`` from ``[K, V]``."""
+    sampler = Sampler.of([params], logits.shape[-1])
+    return sample_codes(logits[None], sampler, keys, window)[0]
 
 
 @pytest.mark.parametrize(
@@ -70,26 +81,55 @@ def test_top_p_cuts_through_ties():
     assert kept.sum() in (5, 6)  # the cumulative sum of tenths is not exact
 
 
+def in_a_window_of(length: int, window: mx.array | None) -> mx.array:
+    unsaid = mx.full((1, length, 8), -1)
+    return unsaid if window is None else mx.concatenate([unsaid, window], axis=1)[:, -length:]
+
+
+def test_a_row_draws_the_same_in_any_company(seed: int):
+    """Mixed temperatures, filters and windows: each row as if it were alone."""
+    V, furthest = 60, 7
+    requests = [
+        SamplingParams(seed=1),
+        SamplingParams(0.0, ras_window=0, seed=2),
+        SamplingParams(1.3, 0.5, 0, ras_window=3, seed=3),
+        SamplingParams(0.9, 1.0, 5, ras_window=5, ras_max_repeats=1, seed=4),
+        SamplingParams(1.0, 1.0, 0, ras_window=1, seed=5),
+    ]
+    rng = np.random.default_rng(seed)
+    logits = mx.array(rng.normal(0, 2, (5, 8, V)).astype(np.float32))
+    heard = mx.array(rng.integers(0, 6, (5, 20, 8)))
+    windows = [start_window(heard[i], p, V) for i, p in enumerate(requests)]
+    together = sample_codes(
+        logits,
+        Sampler.of(requests, V),
+        frame_keys(mx.stack([seed_key(p.seed) for p in requests]), mx.arange(5)),
+        mx.concatenate([in_a_window_of(furthest, w) for w in windows]),
+    )
+    for i, params in enumerate(requests):
+        alone = drawn(logits[i], params, keys_of(params.seed, i), windows[i])
+        assert together[i].tolist() == alone.tolist()
+
+
 def test_top_k_1_and_tiny_top_p_and_zero_temperature_are_greedy(seed: int):
     logits = mx.random.normal((8, 60), key=mx.random.key(seed))
     greedy = mx.argmax(logits, axis=-1).tolist()
     for choice in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 0.0}):
-        keys = frame_keys(seed_key(seed), 3)
-        assert sample_codes(logits, SamplingParams(**choice), keys).tolist() == greedy
+        assert drawn(logits, SamplingParams(**choice), keys_of(seed, 3)).tolist() == greedy
 
 
 def test_draws_follow_the_distribution(seed: int):
     probs = np.array([0.5, 0.3, 0.2])
     logits = mx.log(mx.array(probs))[None] * mx.ones((20_000, 1))
     params = SamplingParams(temperature=1, top_k=0, top_p=1)
-    drawn = np.array(sample_codes(logits, params, frame_keys(seed_key(seed), 0)))
-    assert np.abs(np.bincount(drawn, minlength=3) / len(drawn) - probs).max() < 0.02
+    codes = np.array(drawn(logits, params, keys_of(seed, 0)))
+    assert np.abs(np.bincount(codes, minlength=3) / len(codes) - probs).max() < 0.02
 
 
 def test_keys_differ_by_seed_and_frame():
-    keys = [tuple(frame_keys(seed_key(s), f).draw.tolist()) for s in range(20) for f in range(20)]
+    keys = [tuple(keys_of(s, f).draw[0].tolist()) for s in range(20) for f in range(20)]
     assert len(set(keys)) == 400
-    keys = frame_keys(seed_key(1), 1)
+    keys = keys_of(1, 1)
     assert keys.draw.tolist() != keys.redraw.tolist()
 
 
@@ -98,10 +138,10 @@ def test_window_looks_back_on_the_given_rows():
     heard = mx.array([[1, 2], [3, 4]])
     window = start_window(heard, params, 100)
     assert window is not None
-    assert window.tolist() == [[-1, -1], [1, 2], [3, 4]]
-    window = slide_window(window, mx.array([5, 100], dtype=mx.int32), params, 100)
+    assert window.tolist() == [[[-1, -1], [1, 2], [3, 4]]]
+    window = slide_window(window, mx.array([[5, 100]]), params.machine, 100)
     assert window is not None
-    assert window.tolist() == [[1, 2], [3, 4], [5, 100]]
+    assert window.tolist() == [[[1, 2], [3, 4], [5, 100]]]
     assert start_window(heard, SamplingParams(ras_window=0), 100) is None
 
 
@@ -109,20 +149,23 @@ def test_the_transformers_window_does_not_count_specials():
     params = SamplingParams(ras_window=2, machine="transformers")
     window = start_window(mx.array([[1, 100], [101, 4]]), params, 100)
     assert window is not None
-    assert window.tolist() == [[1, -1], [-1, 4]]
+    assert window.tolist() == [[[1, -1], [-1, 4]]]
+    window = slide_window(window, mx.array([[5, 100]]), params.machine, 100)
+    assert window is not None
+    assert window.tolist() == [[[-1, 4], [5, -1]]]
 
 
 def test_ras_redraws_a_repeated_code_from_the_raw_softmax(seed: int):
     """One code is sure after filtering; twice in the window it is drawn again from all."""
     logits = mx.log(mx.array([[0.6, 0.3, 0.1]]))
     params = SamplingParams(temperature=1, top_k=1, top_p=1, ras_window=7, ras_max_repeats=2)
-    fresh = mx.array([[0], [1], [2], [1], [2], [1], [2]])
-    often = mx.array([[0], [0], [2], [1], [2], [1], [2]])
+    fresh = mx.array([[[0], [1], [2], [1], [2], [1], [2]]])
+    often = mx.array([[[0], [0], [2], [1], [2], [1], [2]]])
     draws = {"fresh": [], "often": []}
     for frame in range(3000):
-        keys = frame_keys(seed_key(seed), frame)
-        draws["fresh"].append(sample_codes(logits, params, keys, fresh))
-        draws["often"].append(sample_codes(logits, params, keys, often))
+        keys = keys_of(seed, frame)
+        draws["fresh"].append(drawn(logits, params, keys, fresh))
+        draws["often"].append(drawn(logits, params, keys, often))
     assert set(mx.concatenate(draws["fresh"]).tolist()) == {0}
     share = np.bincount(np.array(mx.concatenate(draws["often"])), minlength=3) / 3000
     assert np.abs(share - [0.6, 0.3, 0.1]).max() < 0.05
@@ -172,13 +215,15 @@ def test_ras_repeats_as_often_as_the_references(seed: int, setup: dict, rule):
         machine="boson" if rule == "plain" else rule,
     )
     bos = mx.full((1, K), setup["codes"], dtype=mx.int32)
-    window, base, drawn = start_window(bos, params, setup["codes"]), seed_key(seed), []
+    window, rows = start_window(bos, params, setup["codes"]), []
+    base, sampler = seed_key(seed)[None], Sampler.of([params], V)
     for frame in range(1010):
-        drawn.append(sample_codes(logits, params, frame_keys(base, frame), window))
-        window = slide_window(window, drawn[-1], params, setup["codes"])
+        keys = frame_keys(base, mx.array([frame]))
+        rows.append(sample_codes(logits[None], sampler, keys, window))
+        window = slide_window(window, rows[-1], params.machine, setup["codes"])
         if frame % 50 == 0:
-            mx.eval(drawn, [] if window is None else window)
-    share = (mx.stack(drawn[10:]) == setup["peak_id"]).mean().item()
+            mx.eval(rows, [] if window is None else window)
+    share = (mx.stack(rows[10:]) == setup["peak_id"]).mean().item()
     assert abs(share - setup["frequency"][rule]) <= 0.01
 
 

@@ -140,7 +140,9 @@ class HiggsCodec:
 
     def release_encoder(self) -> None:
         """Free the encoder's weights; the next ``encode`` reads them again."""
-        self._encoder = None
+        if self._encoder is not None:
+            self._encoder = None
+            mx.clear_cache()  # Metal and CUDA keep freed buffers for reuse
 
     def decode(self, codes: np.ndarray | mx.array) -> mx.array:
         """Codes ``[T, K]`` -> samples float32 ``[T * hop]``, unclipped, in bounded memory.
@@ -183,12 +185,14 @@ class HiggsCodec:
         checkpoint.save(self._source, self.config, Path(folder))
 
     def _load(self, module: nn.Module) -> None:
+        """One layer at a time, no name for the tensors: nothing but the result is kept."""
         names = _shapes(module).keys()
-        tensors = checkpoint.module_tensors(self._source.read(names))
-        module.load_weights(list(tensors.items()))
+        module.load_weights(list(checkpoint.module_tensors(self._source.read(names)).items()))
         for layer in module.modules():
             if isinstance(layer, ConvTranspose1d) or (isinstance(layer, Conv1d) and on_cpu()):
                 layer.weight = taps_first(layer.weight)
+            if not layer.children():
+                mx.eval(layer.parameters())
         mx.eval(module.parameters())
 
     def _loaded_encoder(self) -> CodecEncoder:

@@ -12,6 +12,7 @@ import numpy as np
 from ..adapters import apply_adapter
 from ..frames import Rows
 from ..loading import load_model, resolve, resolve_adapter
+from ..prefix import Prefix
 from ..quantization import stored_quantization
 from ..sampling import SamplingParams
 from ..types import InputError, Prompt, Text
@@ -119,7 +120,8 @@ def greedy_rows(
     model.hidden(x[:, :-1], cache, is_audio[:, :-1])
     params = SamplingParams(temperature=0, ras_window=0, max_frames=max(count, 1), seed=0)
     last: Prompt = [Text([int(ids[-1])])]
-    return np.stack(list(Rows(model, last, params, cache=cache, max_identical_rows=0)))
+    rows = Rows(model, last, params, prefix=Prefix(0, cache), max_identical_rows=0)
+    return np.stack(list(rows))
 
 
 def _compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
@@ -10,7 +11,8 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..types import Prompt
-from .layers import KVCache
+from .cache import KVCache
+from .layers import Cache
 
 
 class SpeechModel(Protocol):
@@ -19,6 +21,7 @@ class SpeechModel(Protocol):
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
     ADAPTED: ClassVar[tuple[str, ...]]  # modules of a layer that adapters go to
     TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
+    TEXT_SIDE: ClassVar[str]  # pattern of the modules that no frame of speech reads
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
 
@@ -29,6 +32,10 @@ class SpeechModel(Protocol):
     def delay(self) -> DelayPattern: ...
 
     def make_cache(self) -> list[KVCache]: ...
+
+    def fuse(self) -> None:
+        """Join matrices that read the same input, for generation; a layer has this, too."""
+        ...
 
     def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
         """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``."""
@@ -43,7 +50,7 @@ class SpeechModel(Protocol):
         ...
 
     def hidden(
-        self, x: mx.array, cache: list[KVCache] | None, is_audio: np.ndarray | None = None
+        self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
     ) -> mx.array:
         """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio.
 

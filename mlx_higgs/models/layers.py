@@ -12,7 +12,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..types import CheckpointError, InputError
+from .cache import KVCache, SlotCache
 
+Cache = KVCache | SlotCache
 Layer = Callable[[mx.array], mx.array]
 
 
@@ -77,35 +79,6 @@ class RopeArgs:
         return mx.array(periods.astype(np.float32))
 
 
-class KVCache:
-    """Keys and values of one layer, ``[B, kv_heads, capacity, head_dim]``, grown in place."""
-
-    STEP = 256  # positions; one allocation for about ten seconds of speech
-
-    def __init__(self):
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0  # positions filled
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append ``[B, kv_heads, S, head_dim]``; return everything filled so far."""
-        start, self.offset = self.offset, self.offset + keys.shape[2]
-        self.keys = self._fill(self.keys, keys, start)
-        self.values = self._fill(self.values, values, start)
-        return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
-
-    def _fill(self, store: mx.array | None, new: mx.array, start: int) -> mx.array:
-        capacity = 0 if store is None else store.shape[2]
-        if self.offset > capacity:
-            B, heads, _, dims = new.shape
-            grown = math.ceil(self.offset / self.STEP) * self.STEP
-            room = mx.zeros((B, heads, grown - capacity, dims), new.dtype)
-            store = room if store is None else mx.concatenate([store, room], axis=2)
-        assert store is not None
-        store[..., start : self.offset, :] = new
-        return store
-
-
 @dataclass(frozen=True)
 class AttentionArgs:
     """Grouped-query attention: widths and positions."""
@@ -130,26 +103,34 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(args.num_heads * d, D, bias=False)
         self._periods = args.rope.periods(d)
 
-    def __call__(self, x: mx.array, cache: KVCache | None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         """``[B, S, D]`` after what ``cache`` holds; None when ``x`` is all there is."""
         B, S, _ = x.shape
-        offset = 0 if cache is None else cache.offset
-        q = self._rotate(self._heads(self.q_proj(x), self.num_heads), offset)
-        k = self._rotate(self._heads(self.k_proj(x), self.num_kv_heads), offset)
-        v = self._heads(self.v_proj(x), self.num_kv_heads)
+        q, k, v = self._project(x, 0 if cache is None else cache.offset)
+        scale = self.head_dim**-0.5
         if cache is not None:
             k, v = cache.update(k, v)
-            out = mx.fast.scaled_dot_product_attention(
-                q, k, v, scale=self.head_dim**-0.5, mask="causal" if S > 1 else None
-            )
+            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=cache.mask(S))
         else:
-            out = _attend(q, k, v, self.head_dim**-0.5)
+            out = _attend(q, k, v, scale)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, S, -1))
 
-    def _heads(self, x: mx.array, count: int) -> mx.array:
-        return x.reshape(*x.shape[:2], count, self.head_dim).transpose(0, 2, 1, 3)
+    def _project(self, x: mx.array, offset: Any) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values ``[B, heads, S, head_dim]``, at their positions."""
+        qkv: Any = self.get("qkv_proj")
+        if qkv is None:
+            q = self._rotate(self._heads(self.q_proj(x)), offset)
+            k = self._rotate(self._heads(self.k_proj(x)), offset)
+            return q, k, self._heads(self.v_proj(x))
+        heads = self._heads(qkv(x))
+        rotated = self.num_heads + self.num_kv_heads
+        both = self._rotate(heads[:, :rotated], offset)
+        return both[:, : self.num_heads], both[:, self.num_heads :], heads[:, rotated:]
 
-    def _rotate(self, x: mx.array, offset: int) -> mx.array:
+    def _heads(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+
+    def _rotate(self, x: mx.array, offset: Any) -> mx.array:
         return mx.fast.rope(
             x,
             self.head_dim,
@@ -159,6 +140,10 @@ class Attention(nn.Module):
             offset=offset,
             freqs=self._periods,
         )
+
+    def fuse(self) -> None:
+        """One multiplication for queries, keys and values, where all three are stored alike."""
+        fuse_linears(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
@@ -186,7 +171,42 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        both: Any = self.get("gate_up_proj")
+        if both is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = mx.split(both(x), 2, axis=-1)
+        return self.down_proj(nn.silu(gate) * up)
+
+    def fuse(self) -> None:
+        """One multiplication for gate and up, where both are stored alike."""
+        fuse_linears(self, ("gate_proj", "up_proj"), "gate_up_proj")
+
+
+def fuse_linears(parent: nn.Module, names: tuple[str, ...], joined: str) -> None:
+    """Put the rows of some linear layers into one, the quantised too: each row has its own scales.
+
+    Layers that an adapter wraps, or that are stored in different ways, stay as they are.
+    """
+    layers = [parent[name] for name in names if name in parent]
+    kinds = {_storage(layer) for layer in layers}
+    if len(layers) < len(names) or len(kinds) > 1 or None in kinds:
+        return
+    whole = layers[0]
+    rows = {key: mx.concatenate([layer[key] for layer in layers]) for key in whole.parameters()}
+    whole.update(rows)
+    for name in names:
+        del parent[name]
+    parent[joined] = whole
+
+
+def _storage(layer: nn.Module) -> tuple | None:
+    """How a linear layer's rows are stored; None for anything else, an adapter for one."""
+    if type(layer) is nn.Linear:
+        return (layer.weight.dtype, *sorted(layer.parameters()))
+    if type(layer) is nn.QuantizedLinear:
+        return (layer.bits, layer.group_size, layer.mode, *sorted(layer.parameters()))
+    return None
 
 
 class Route:

@@ -5,6 +5,7 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -14,11 +15,12 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..types import Audio, CheckpointError, InputError, Prompt, Text
+from .cache import KVCache
 from .layers import (
     MLP,
     Attention,
     AttentionArgs,
-    KVCache,
+    Cache,
     RopeArgs,
     Route,
     check_ids,
@@ -197,9 +199,14 @@ class DualFFNDecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
         self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
 
-    def __call__(self, x: mx.array, route: Route, cache: KVCache | None) -> mx.array:
+    def __call__(self, x: mx.array, route: Route, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(route(x, self.input_layernorm, self.audio_input_layernorm), cache)
         return x + route(x, self._text_ffn, self._audio_ffn)
+
+    def fuse(self) -> None:
+        """Fewer and larger multiplications, for generation."""
+        for part in (self.self_attn, self.mlp, self.audio_mlp):
+            part.fuse()
 
     def _text_ffn(self, x: mx.array) -> mx.array:
         return self.mlp(self.post_attention_layernorm(x))
@@ -237,6 +244,8 @@ class Model(nn.Module):
         r"embed_tokens|norm|"
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
     )
+    # what no frame of speech reads: may be stored in fewer bits than the rest
+    TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     # computed, not learnt: some files hold them all the same
     DROPPED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "audio_codebook_weights")
@@ -264,6 +273,11 @@ class Model(nn.Module):
 
     def make_cache(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]
+
+    def fuse(self) -> None:
+        """Fewer and larger multiplications: what generation wants and training cannot use."""
+        for layer in self.layers:
+            layer.fuse()
 
     def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
         """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
@@ -295,7 +309,7 @@ class Model(nn.Module):
         return embed_rows(self.audio_codebook_embeddings, rows, self.args.codebook_vocab)
 
     def hidden(
-        self, x: mx.array, cache: list[KVCache] | None, is_audio: np.ndarray | None = None
+        self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
     ) -> mx.array:
         """Last hidden states ``[B, S, D]``; ``is_audio`` None means every position is audio.
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
-
 from .. import audio
+from ..batch import MAX_ROWS, Batch
 from ..frames import MAX_IDENTICAL_ROWS, Rows
 from ..loading import DEFAULT_MODEL, Higgs, load
-from ..quantization import Quantization
-from ..sampling import SamplingParams
-from ..streaming import MAX_SILENCE, SpeechStream
+from ..prefix import (
+    AUTO,
+    ClipCodes,
+    PrefixCache,
+    fingerprint,
+    stored_as,
+    voice_folder,
+)
+from ..quantization import Plan, Quantization
 from ..text import normalize
 from ..types import (
     FRAME_RATE,
-    GenerationError,
+    HiggsError,
     InputError,
     Profile,
     Prompt,
@@ -31,18 +36,40 @@ from ..types import (
     Voice,
 )
 from ..voices import Reference, reference
+from .batching import run_together
+from .job import SpeechJob
 from .request import SpeechRequest, check_clips, fit, references, spelled_out
-
-ADVICE = {"length": "Allow it more frames."}
+from .warm import warm_up
 
 
 class HiggsAudioServer:
-    """Speech from one checkpoint. Not safe to call from several threads at once."""
+    """Speech from one checkpoint. Not safe to call from several threads at once.
 
-    def __init__(self, higgs: Higgs):
+    A voice is encoded and prefilled once, whatever is said in it then. What was computed is kept in
+    memory, and in a folder for the next process if there is one.
+
+    Args:
+        voice_cache: that folder, ``auto`` or None (see ``prefix.voice_folder``). Its files hold the
+            voices themselves: it is made for its owner alone.
+        keep_encoder: hold on to the codec's encoder (646 MB in float32) once a clip was encoded,
+            where there are always new ones.
+    """
+
+    def __init__(
+        self,
+        higgs: Higgs,
+        *,
+        voice_cache: str | Path | None = None,
+        keep_encoder: bool = False,
+    ):
         self.higgs = higgs
-        self._codes: dict[str, mx.array] = {}  # by content of the clip
+        self._keep_encoder = keep_encoder
         self._prepared: list[Voice] = []
+        self._folder = voice_folder(voice_cache, higgs.path)
+        self._clips: ClipCodes | None = None
+        self._prefixes: PrefixCache | None = None
+        if not higgs.unread:  # what the weights are is written down before anybody changes them
+            self._prefix_cache()
 
     @classmethod
     def from_pretrained(
@@ -52,10 +79,15 @@ class HiggsAudioServer:
         tokenizer_path: str | Path | None = None,
         *,
         adapter: str | Path | None = None,
-        quantize: Quantization | None = None,
+        quantize: Quantization | Plan | None = None,
         revision: str | None = None,
+        voice_cache: str | Path | None = AUTO,
     ) -> HiggsAudioServer:
         """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
+
+        Args:
+            voice_cache: a folder that keeps voices for the next process; None keeps them in memory
+                alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
@@ -68,12 +100,17 @@ class HiggsAudioServer:
                 adapter=adapter,
                 quantize=quantize,
                 revision=revision,
-            )
+            ),
+            voice_cache=voice_cache,
         )
 
     @property
     def sampling_rate(self) -> int:
         return self.higgs.codec.sample_rate
+
+    def warm_up(self) -> None:
+        """On a GPU, make the kernels now that the first request would wait for."""
+        warm_up(self.higgs)
 
     def prepare_reference(self, path: str | os.PathLike, text: str | None = None) -> Voice:
         """Encode a clip once; it is the voice of every later request that names none.
@@ -85,13 +122,16 @@ class HiggsAudioServer:
             InputError: the clip or its transcript cannot be used.
         """
         voice = self._encode(reference(path, text))
+        self._release_encoder()
         self._prepared = [voice]
         return voice
 
     def clear_reference(self) -> None:
-        """Forget the prepared voice and all encoded clips."""
+        """Forget the prepared voice and all that is in memory of others; files stay."""
         self._prepared = []
-        self._codes.clear()
+        for kept in (self._clips, self._prefixes):
+            if kept is not None:
+                kept.clear()
 
     @spelled_out
     def generate(self, target_text: str, **options) -> Speech:
@@ -130,13 +170,42 @@ class HiggsAudioServer:
             raise InputError("Fades need the whole result: use generate, not generate_stream.")
         return iter(self.start(request, chunk_frames=_frames_in(chunk_ms)))
 
-    def start(self, request: SpeechRequest, chunk_frames: int = 25) -> SpeechJob:
-        """Check a request and build its prompt; the work begins when the job is iterated."""
+    def generate_batch(
+        self, requests: Iterable[SpeechRequest], *, max_batch: int = MAX_ROWS
+    ) -> Iterator[tuple[int, Speech | HiggsError]]:
+        """Say many texts side by side; each sounds as it would alone with its seed.
+
+        Args:
+            requests: taken as there is room for them.
+            max_batch: texts at once.
+
+        Returns:
+            The place of each in the order given, and its speech or why there is none, as they end.
+
+        Raises:
+            InputError: max_batch below 1.
+        """
+        return run_together(self.start, Batch(self.higgs.model, max_batch), requests)
+
+    def start(
+        self, request: SpeechRequest, chunk_frames: int = 25, batch: Batch | None = None
+    ) -> SpeechJob:
+        """Check a request, build its prompt and compute its voice, unless that is known.
+
+        The work on the text begins when the job is iterated, or when its turn comes in ``batch``.
+        """
         started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.sampling)
         prompt, text = self._prompt(request)
-        params = fit(params, request, text, prompt, self.higgs.model.delay)
-        return SpeechJob(self.higgs, request, prompt, params, chunk_frames, started)
+        params = fit(params, request, text, prompt, self.higgs.talker.delay)
+        join = partial(Rows, self.higgs.model) if batch is None else batch.join
+        rows = join(
+            prompt,
+            params,
+            prefix=self._prefix_cache().get(prompt),
+            max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
+        )
+        return SpeechJob(self.higgs, request, prompt, params, rows, chunk_frames, started)
 
     def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
         defaults = self.higgs.defaults
@@ -161,92 +230,41 @@ class HiggsAudioServer:
             check_clips(asked)
             warnings.warn("This checkpoint cannot clone: the voice is left out.", stacklevel=4)
             return []
-        return [self._encode(v) if isinstance(v, Reference) else v for v in asked]
+        voices = [self._encode(v) if isinstance(v, Reference) else v for v in asked]
+        self._release_encoder()
+        return voices
 
     def _encode(self, clip: Reference) -> Voice:
         wave = audio.read_reference(clip.path, self.sampling_rate)
-        key = hashlib.sha256(wave.tobytes()).hexdigest()
-        if key not in self._codes:
-            self._codes[key] = self.higgs.codec.encode(wave)
-        return Voice(self._codes[key], clip.transcript, clip.name)
+        return Voice(self._clip_codes().get(wave), clip.transcript, clip.name)
 
+    def _release_encoder(self) -> None:
+        """Before the talker's weights are read, where they still are on disk."""
+        if self._clips is not None and not self._keep_encoder:
+            self.higgs.codec.release_encoder()
 
-class SpeechJob:
-    """One request under way: iterate it for its chunks, or run it to the end.
+    def _clip_codes(self) -> ClipCodes:
+        if self._clips is None:
+            higgs = self.higgs
+            weights, folder = self._known(lambda: fingerprint(higgs.codec_folder))
+            self._clips = ClipCodes(higgs.codec, weights, folder=folder)
+        return self._clips
 
-    Args:
-        started: ``time.perf_counter()`` when the work on it began.
-    """
-
-    def __init__(
-        self,
-        higgs: Higgs,
-        request: SpeechRequest,
-        prompt: Prompt,
-        params: SamplingParams,
-        chunk_frames: int,
-        started: float,
-    ):
-        self.request, self.prompt, self.params = request, prompt, params
-        self._higgs, self._sound, self._started = higgs, 0.0, started
-        rows = Rows(
-            higgs.model,
-            prompt,
-            params,
-            max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
-        )
-        self.stream = SpeechStream(
-            rows,
-            higgs.codec,
-            higgs.model.delay,
-            chunk_frames=chunk_frames,
-            max_silence=MAX_SILENCE if request.guards else 0,
-        )
-
-    @property
-    def num_edge_rows(self) -> int:
-        """Rows beyond one per frame: the delay pattern's ramps."""
-        return self._higgs.model.delay.num_rows(0)
-
-    def __iter__(self) -> Iterator[SpeechChunk]:
-        """Chunks as they become final.
-
-        Raises:
-            GenerationError: samples that are not numbers; at the end, if all was silence.
-        """
-        for wave in self.stream:
-            peak = float(np.max(np.abs(wave)))
-            if not np.isfinite(peak):
-                raise GenerationError("The decoded waveform is not a number.")
-            self._sound = max(self._sound, peak)
-            yield SpeechChunk(wave, self._higgs.codec.sample_rate, self.stream.num_rows)
-        if self._sound < audio.SILENCE:
-            raise GenerationError(
-                f"The model made no sound (seed {self.params.seed}, stopped by "
-                f"{self.stream.stop_reason} after {self.stream.num_rows} frames). "
-                f"{ADVICE.get(self.stream.stop_reason or '', 'Try another seed.')}"
+    def _prefix_cache(self) -> PrefixCache:
+        if self._prefixes is None:
+            higgs, model = self.higgs, self.higgs.model
+            weights, folder = self._known(
+                lambda: fingerprint(higgs.path, stored_as(model), higgs.adapter, higgs.codec_folder)
             )
+            self._prefixes = PrefixCache(model, weights, folder=folder)
+        return self._prefixes
 
-    def run(self) -> Speech:
-        """All chunks as one speech, faded as the request wants it.
-
-        Raises:
-            GenerationError: as the iteration.
-        """
-        pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in self)])
-        rate, request, codes = self._higgs.codec.sample_rate, self.request, self.stream.codes
-        assert self.stream.stop_reason is not None
-        assert self.params.seed is not None
-        return Speech(
-            pcm=audio.fade(pcm, rate, request.fade_in_ms, request.fade_out_ms),
-            sampling_rate=rate,
-            num_frames_raw=self.stream.num_rows,
-            num_frames_aligned=len(codes),
-            stop_reason=self.stream.stop_reason,
-            seed=self.params.seed,
-            seconds=time.perf_counter() - self._started,
-            codes=codes,
-        )
+    def _known(self, weights: Callable[[], str]) -> tuple[str, Path | None]:
+        """A fingerprint and the folder that needs it; neither if the weights' files are gone."""
+        if self._folder is not None:
+            with suppress(OSError):
+                return weights(), self._folder
+        return "", None
 
 
 def _frames_in(chunk_ms: float) -> int:

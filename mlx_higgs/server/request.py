@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from .. import audio
 from ..delay import DelayPattern
+from ..prefix import positions
 from ..sampling import SamplingParams
 from ..text import frame_cap, is_blank
-from ..types import FRAME_RATE, InputError, Profile, Prompt, Text, Voice
+from ..types import FRAME_RATE, InputError, Profile, Prompt, Voice
 from ..voices import Reference, find_voice, reference
 
 Method = TypeVar("Method", bound=Callable)
@@ -148,11 +149,7 @@ def fit(
     Raises:
         InputError: a text that cannot fit.
     """
-    taken = sum(
-        len(part.ids) if isinstance(part, Text) else delay.num_rows(len(part.codes))
-        for part in prompt
-    )
-    frames = min(params.max_frames, MAX_POSITIONS - taken)
+    frames = min(params.max_frames, MAX_POSITIONS - positions(prompt, delay))
     shortest = len(text) / CHARACTERS_PER_SECOND * FRAME_RATE
     if shortest > frames and (request.max_new_frames is None or frames < params.max_frames):
         raise InputError(

@@ -1,0 +1,62 @@
+"""What a checkpoint prefers where a request leaves it open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .sampling import SamplingParams
+from .types import CheckpointError, InputError
+from .weights import read_json
+
+SAMPLING = {  # transformers' name -> SamplingParams'
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "ras_win_len": "ras_window",
+    "ras_win_max_num_repeat": "ras_max_repeats",
+}
+EXTRAS: dict[str, type] = {  # ours, which transformers ignores
+    "scene": str,
+    "notice": str,
+    "normalize": bool,
+    "clones": bool,
+    "words": list,
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a checkpoint prefers, from its ``generation_config.json``."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    scene: str | None = None  # who speaks when no voice is named
+    notice: str | None = None  # a line to announce it with
+    normalize: bool = True
+    clones: bool = True
+    words: list[str] | None = None  # what it says best
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Defaults:
+        """Read ``generation_config.json``: transformers' names, and ours for what it lacks.
+
+        Raises:
+            CheckpointError: a value that means nothing, named.
+        """
+        path = folder / "generation_config.json"
+        config = read_json(path, required=False)
+        found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
+        named = {SAMPLING[key]: value for key, value in found.items()}
+        if config.get("do_sample") is False:
+            named["temperature"] = 0
+        if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
+            named["ras_window"] = 0  # how the references say off
+        try:
+            sampling = SamplingParams(**named)
+        except InputError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        extra = {name: config[name] for name in EXTRAS if name in config}
+        for name, value in extra.items():
+            if not isinstance(value, EXTRAS[name]):
+                raise CheckpointError(f"{path}: {name} is {value!r}.")
+        return cls(sampling, **extra)

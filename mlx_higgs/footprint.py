@@ -1,0 +1,246 @@
+"""What a checkpoint will take of the memory there is, and how it is best stored in it.
+
+Everything is told from configs and headers: no weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .codec import checkpoint
+from .codec.config import CodecConfig
+from .codec.model import CodecDecoder, CodecEncoder
+from .frames import PREFILL_POSITIONS
+from .loading import open_model
+from .memory import gigabytes, machine_limit, parse_size
+from .models.cache import buckets
+from .quantization import PLANS, Plan, quantizable
+from .types import FRAME_RATE, InputError
+
+AUTO = "auto"  # as a plan: the best that fits
+SPEECH, REFERENCE = 60.0, 30.0  # seconds that an expected peak is for
+TOKENS_PER_SECOND = 5.0  # of text, for each second of speech
+# Buffers of the widest layer alive at once, as measured on the CPU.
+PREFILL_BUFFERS = 14
+ENCODE_BUFFERS = 16
+DECODE_BUFFERS, DECODE_FRAMES = 64, 8  # so many frames go between two evaluations
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a checkpoint's parts under one plan.
+
+    Attributes:
+        audio: weights that a frame of speech reads, and may be quantised.
+        text: those that only a prompt's text reads.
+        kept: weights that are never quantised: codebook table, audio head, norms.
+        cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too.
+        prefill: what computing such a prompt needs meanwhile.
+        decoder: the codec's decoder with what a window needs.
+        encoding: the codec's encoder with what a reference of 30 s needs.
+    """
+
+    audio: int
+    text: int
+    kept: int
+    cache: int
+    prefill: int
+    decoder: int
+    encoding: int
+
+    @property
+    def weights(self) -> int:
+        """The talker's."""
+        return self.audio + self.text + self.kept
+
+    @property
+    def speaking(self) -> int:
+        return self.weights + self.cache + self.prefill + self.decoder
+
+    @property
+    def peak(self) -> int:
+        """A reference is encoded before the talker is read (``load(..., read_now=False)``)."""
+        return max(self.speaking, self.encoding + self.decoder)
+
+    @property
+    def together(self) -> int:
+        """The peak when a reference is encoded while the talker is in memory."""
+        return self.weights + self.decoder + max(self.encoding, self.cache + self.prefill)
+
+
+def footprint(model: Any, plan: Plan, codec: CodecConfig | None = None) -> Footprint:
+    """What an opened talker will take with its weights stored by ``plan``.
+
+    Args:
+        model: as ``loading.open_model`` gives it: shapes and dtypes, nothing read.
+        codec: None leaves the codec out.
+
+    Raises:
+        InputError: a width that the weights cannot take.
+    """
+    sides = _weights(model, plan)
+    decoder, encoding = (0, 0) if codec is None else _codec(codec)
+    return Footprint(**sides, **_prompt(model), decoder=decoder, encoding=encoding)
+
+
+def _weights(model: Any, plan: Plan) -> dict[str, int]:
+    chosen = quantizable(model, plan)
+    text_side = re.compile(model.TEXT_SIDE)
+    sizes = {"audio": 0, "text": 0, "kept": 0}
+    for path, module in model.named_modules():
+        if module.children():
+            continue
+        floats = model.quant_predicate(path, module) or "scales" in module
+        side = "text" if text_side.fullmatch(path) else "audio" if floats else "kept"
+        size = sum(array.nbytes for array in _arrays(module))
+        if how := chosen.get(path):
+            size = module.weight.size * how.bits // 8
+            groups = module.weight.size // how.group_size
+            # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
+            size += groups * (2 * module.weight.itemsize if how.mode == "affine" else 1)
+        sizes[side] += size
+    return sizes
+
+
+def _arrays(module: Any) -> list[mx.array]:
+    arrays: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    return list(arrays.values())
+
+
+def _prompt(model: Any) -> dict[str, int]:
+    """The voice is computed before the text, and kept for the next request beside this one's."""
+    args, item = model.args, model.norm.weight.itemsize
+    voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
+    whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
+    position = 2 * args.num_hidden_layers * args.num_key_value_heads * args.head_dim * item
+    widest = max(args.intermediate_size, args.hidden_size)
+    return {
+        "cache": (voice + buckets(whole)) * position,
+        "prefill": PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item,
+    }
+
+
+def _codec(config: CodecConfig) -> tuple[int, int]:
+    decoder, encoder = (
+        sum(array.nbytes for array in _arrays(part(config)))
+        for part in (CodecDecoder, CodecEncoder)
+    )
+    narrowest = config.decoder_width // 2 ** len(config.strides)
+    window = DECODE_BUFFERS * DECODE_FRAMES * config.hop * narrowest * 4
+    wave = ENCODE_BUFFERS * round(REFERENCE * config.sample_rate) * config.encoder_width * 4
+    return decoder + window, encoder + wave
+
+
+@lru_cache(maxsize=1)
+def _codec_weights(config: CodecConfig) -> tuple[int, int]:
+    decoder, encoder = (
+        sum(array.nbytes for array in _arrays(part(config)))
+        for part in (CodecDecoder, CodecEncoder)
+    )
+    return decoder, encoder
+
+
+def codec_config(folder: Path) -> CodecConfig:
+    """A codec's sizes from its headers.
+
+    Raises:
+        CheckpointError: not a codec.
+    """
+    source, declared = checkpoint.open_folder(folder)
+    return CodecConfig.from_shapes(checkpoint.as_transformers(source).shapes, declared)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a checkpoint is to be stored, and what is then expected.
+
+    Attributes:
+        line: what a person should be told before the load; None if it goes without saying.
+    """
+
+    folder: Path
+    plan: Plan
+    expected: Footprint
+    limit: int | None
+    line: str | None
+
+    @property
+    def roomy(self) -> bool:
+        """Whether a reference can be encoded while the talker is in memory."""
+        return self.limit is None or self.expected.together <= self.limit
+
+
+def choose(
+    folder: Path, codec_folder: Path, asked: str | None = None, limit: str | None = None
+) -> Choice:
+    """The plan for a checkpoint: the one asked for, or the best that fits.
+
+    Args:
+        asked: as ``Plan.parse`` reads it, ``auto``, or None: nothing is quantised that need not be.
+        limit: as ``parse_size`` reads it; None is the machine's.
+
+    Raises:
+        InputError: a plan or a limit that cannot be read, or too little memory: what would fit.
+        CheckpointError: a checkpoint that cannot be used.
+    """
+    plan = None if asked is None or asked == AUTO else Plan.parse(asked)
+    allowed = machine_limit() if limit is None else parse_size(limit)
+    model = open_model(folder)
+    if plan is not None:
+        open_model(folder, quantize=plan)  # raises what loading would
+    sizes = _sizes(model, codec_config(codec_folder), plan)
+    looked_at: dict[Plan, Footprint] = {}
+    for candidate, expected in sizes:
+        looked_at[candidate] = expected
+        if allowed is None or expected.peak <= allowed:
+            break
+        if candidate == plan:
+            raise InputError(_refusal(plan, looked_at | dict(sizes), allowed))
+    else:
+        raise InputError(_refusal(plan, looked_at, allowed or 0))
+    line = f"{gigabytes(allowed)} of memory: " if allowed is not None else ""
+    line += f"loading {_bits(candidate)}, expected peak {gigabytes(expected.peak)}"
+    told = asked or limit or len(looked_at) > 1
+    return Choice(folder, candidate, expected, allowed, line if told else None)
+
+
+def _sizes(model: Any, codec: CodecConfig, first: Plan | None) -> Iterator[tuple[Plan, Footprint]]:
+    """Plans that a model's widths allow: ``first``, then the named ones, best first.
+
+    What is quantised already can only stay so.
+    """
+    stored = any("scales" in module for module in model.modules())
+    for plan in dict.fromkeys([first, Plan()] if stored else [first, *PLANS.values()]):
+        if plan is not None:
+            with suppress(InputError):
+                yield plan, footprint(model, plan, codec)
+
+
+def _bits(plan: Plan) -> str:
+    return "as it is stored" if plan == Plan() else f"at {plan.name} bits"
+
+
+def _refusal(plan: Plan | None, sizes: dict[Plan, Footprint], limit: int) -> str:
+    needs = {p: expected.peak for p, expected in sizes.items()}
+    there = f"there are {gigabytes(limit)}"
+    fits = next((p for p in needs if needs[p] <= limit), None)
+    if plan is not None and fits is not None:
+        return (
+            f"Loaded {_bits(plan)}, the model needs {gigabytes(needs[plan])}, and {there}. "
+            f"{_bits(fits).capitalize()} it needs {gigabytes(needs[fits])}: --quantize {fits.name}."
+        )
+    least = min(needs, key=lambda p: needs[p])
+    return (
+        f"The model needs at least {gigabytes(needs[least])} {_bits(least)}, and {there}. "
+        "Free some, or say how much it may take with --memory-limit."
+    )

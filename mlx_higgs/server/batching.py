@@ -1,0 +1,40 @@
+"""Many requests through one batch, a chunk of each in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from ..batch import Batch
+from ..types import HiggsError, Speech
+from .job import SpeechJob
+from .request import SpeechRequest
+
+AHEAD = 2  # requests that wait, so that a place is never empty
+
+
+def run_together(
+    start: Callable[..., SpeechJob], batch: Batch, requests: Iterable[SpeechRequest]
+) -> Iterator[tuple[int, Speech | HiggsError]]:
+    """The place of each request, and its speech or why there is none, as they end."""
+    coming, running = enumerate(requests), {}
+    try:
+        while True:
+            for index, request in islice(coming, batch.max_rows + AHEAD - len(running)):
+                try:
+                    running[index] = start(request, batch=batch).steps()
+                except HiggsError as error:
+                    yield index, error
+            if not running:
+                return
+            for index in list(running)[: batch.max_rows]:
+                try:
+                    speech = next(running[index])
+                except HiggsError as error:
+                    speech = error
+                if speech is not None:
+                    del running[index]
+                    yield index, speech
+    finally:
+        for steps in running.values():
+            steps.close()
