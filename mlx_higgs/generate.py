@@ -8,16 +8,17 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import Parser, add_model_options, note, run
-from .types import FRAME_RATE, InputError
+from .types import InputError
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
+    from .footprint import Choice
     from .server import HiggsAudioServer, SpeechJob, SpeechRequest
     from .types import Speech
 
@@ -25,6 +26,7 @@ EPILOG = """\
 examples:
   python -m mlx_higgs.generate --text "three one four one five"
   echo "nine two six" | python -m mlx_higgs.generate -o digits.flac
+  python -m mlx_higgs.generate --batch jobs.jsonl --output-dir speech
   python -m mlx_higgs.generate --model bosonai/higgs-tts-2-3b-base --quantize 8 \\
       --ref-audio clip.wav --ref-text "What the clip says." --text "Good morning."
 """
@@ -50,6 +52,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument("--text", help="the text (default: standard input)")
     source.add_argument("--file", type=Path, help="a UTF-8 text file")
+    source.add_argument(
+        "--batch", metavar="JOBS", help="a file with one JSON object a line, see docs/batch.md"
+    )
     add_model_options(group, "demo")
     group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
 
@@ -113,11 +118,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
+    place = group.add_mutually_exclusive_group()
+    place.add_argument(
         "-o",
         "--output",
         default="speech.wav",
         help="a .wav, .flac, .mp3, .opus or .ogg; - is a WAV on stdout (default: %(default)s)",
+    )
+    place.add_argument("--output-dir", metavar="FOLDER", help="of --batch; resumed if not empty")
+    group.add_argument(
+        "--max-batch", type=int, default=8, metavar="N", help="of --batch: at once (%(default)s)"
     )
     group.add_argument("--force", action="store_true", help="replace an existing file")
     group.add_argument("--play", action="store_true", help="play it as well")
@@ -132,6 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked, then load, speak and write."""
+    if arguments.batch is not None or arguments.output_dir is not None:
+        from .jobs import speak_jobs
+
+        return speak_jobs(arguments, build_request, partial(load_server, many_clips=True))
     from . import audio
     from .sampling import SamplingParams
     from .server.request import check_clips, references
@@ -140,10 +154,16 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.output != "-":
         audio.check_output(arguments.output, force=arguments.force)
     request.sampling(SamplingParams())
-    check_clips(references(request))
+    clips = references(request)
     if arguments.play:
         audio.player()
-    server = load_server(arguments)
+    with ThreadPoolExecutor(1) as reader:  # no MLX in there: one thread owns it
+        reading = reader.submit(check_clips, clips)
+        choice = choose_plan(arguments)
+        server = load_server(arguments, choice)
+        if clips and choice.roomy:
+            server.warm_up()
+        reading.result()
     job = start(server, request)
     announce(server, request)
     _deliver(arguments, speak(job))
@@ -189,18 +209,48 @@ def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
     )
 
 
-def load_server(arguments: argparse.Namespace) -> HiggsAudioServer:
-    from .quantization import Quantization
+def choose_plan(arguments: argparse.Namespace) -> Choice:
+    """How the model is to be stored in this memory; said where that is no matter of course.
+
+    Raises:
+        InputError: what would fit, if that does not.
+    """
+    from .footprint import choose
+    from .loading import find_codec, resolve
+
+    path = resolve(arguments.model, arguments.revision)
+    codec = find_codec(path, arguments.codec)
+    choice = choose(path, codec, arguments.quantize, arguments.memory_limit)
+    if choice.line:
+        note(choice.line)
+    return choice
+
+
+def load_server(
+    arguments: argparse.Namespace, choice: Choice | None = None, *, many_clips: bool = False
+) -> HiggsAudioServer:
+    """The server, whose talker stays on disk until it is needed: clips are encoded before.
+
+    Args:
+        many_clips: more will come: keep the codec's encoder where there is room for it.
+    """
+    from .loading import load
+    from .prefix import AUTO
     from .server import HiggsAudioServer
 
-    bits = arguments.quantize
-    return HiggsAudioServer.from_pretrained(
-        arguments.model,
-        arguments.codec,
-        arguments.tokenizer,
+    choice = choice or choose_plan(arguments)
+    higgs = load(
+        choice.folder,
+        codec=arguments.codec,
+        tokenizer=arguments.tokenizer,
         adapter=arguments.adapter,
-        quantize=None if bits is None else Quantization.of(bits),
-        revision=arguments.revision,
+        quantize=choice.plan,
+        read_now=False,
+    )
+    return HiggsAudioServer(
+        higgs,
+        voice_cache=None if arguments.no_voice_cache else AUTO,
+        keep_encoder=many_clips and choice.roomy,
     )
 
 
@@ -229,42 +279,11 @@ def start(server: HiggsAudioServer, request: SpeechRequest) -> SpeechJob:
 
 def speak(job: SpeechJob) -> Speech:
     """Run a job under a progress bar per frame."""
-    with Progress(job.request.target_text, job.num_edge_rows) as progress:
+    from .progress import FrameBar
+
+    with FrameBar(job.request.target_text, job.num_edge_rows) as progress:
         job.stream.on_row = progress.show
         return job.run()
-
-
-@dataclass
-class Progress:
-    """A bar per frame: seconds made, speed, and an ETA guessed from the text's length."""
-
-    text: str
-    lag: int  # rows that hold no whole frame
-    CHARACTERS_PER_SECOND = 14.0  # of calm English speech
-
-    def __enter__(self) -> Progress:
-        from tqdm import tqdm
-
-        seconds = 1.0 + len(self.text) / self.CHARACTERS_PER_SECOND
-        self._bar: tqdm = tqdm(
-            total=round(seconds * FRAME_RATE),
-            unit="frame",
-            bar_format="{desc} |{bar}| {rate_fmt} ETA {remaining}",
-            desc="0.0 s made",
-        )
-        return self
-
-    def show(self, rows: int) -> None:
-        seconds, spent = max(0, rows - self.lag) / FRAME_RATE, self._bar.format_dict["elapsed"]
-        self._bar.total = max(self._bar.total, rows)
-        speed = f", real-time factor {spent / seconds:.2f}" if seconds else ""
-        self._bar.set_description_str(f"{seconds:.1f} s made{speed}", refresh=False)
-        self._bar.update()
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.total = self._bar.n
-        self._bar.refresh()
-        self._bar.close()
 
 
 def _deliver(arguments: argparse.Namespace, speech: Speech) -> None:

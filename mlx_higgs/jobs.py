@@ -1,0 +1,210 @@
+"""``generate --batch jobs.jsonl --output-dir D``: a file of requests -> a folder of sounds.
+
+Every line is checked before the model is loaded, and what an earlier run has made is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli import note
+from .joblines import Job, JobFile, Make
+from .ledger import Entry, Ledger
+from .progress import JobBar
+from .types import GenerationError, HiggsError, InputError, Speech
+
+if TYPE_CHECKING:
+    from .server import HiggsAudioServer, SpeechRequest
+
+Load = Callable[[argparse.Namespace], "HiggsAudioServer"]
+TOLD_AGAIN = 20  # problems at the end; all of them were told when they came
+
+
+def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
+    """Run ``--batch``.
+
+    Args:
+        make: arguments and a text -> the request. load: arguments -> the loaded model.
+
+    Raises:
+        InputError: nothing could be run. GenerationError: some of it could not.
+    """
+    check_options(arguments)
+    problems = Problems()
+    lines = JobFile(arguments.batch, arguments, make)
+    jobs = list(lines.read(problems.refuse))
+    problems.check_any(jobs, arguments.batch)
+    model = model_hash(arguments)
+    with Ledger(Path(arguments.output_dir)) as ledger:
+        batch = Batch(lines, ledger, model, problems, as_json=arguments.json)
+        todo = list(batch.todo(jobs, force=arguments.force))
+        if batch.done:
+            note(f"{batch.done} of {len(jobs)} done already.")
+        else:
+            problems.check_any(todo, arguments.batch)
+        if todo:
+            server = load(arguments)
+            announce(server, todo)
+            batch.run(server, todo, arguments.max_batch)
+    problems.tell_again()
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raises InputError for options that do not go together."""
+    if arguments.batch is None or arguments.output_dir is None:
+        raise InputError("--batch and --output-dir need each other.")
+    if arguments.play:
+        raise InputError("--play is for one text, not for a --batch.")
+    if arguments.max_batch < 1:
+        raise InputError(f"--max-batch is {arguments.max_batch}: it must be at least 1.")
+
+
+def model_hash(arguments: argparse.Namespace) -> str:
+    """Stands for all that speaks: talker, codec, adapter, tokenizer, defaults, quantisation.
+
+    Raises:
+        InputError: none of these is there. OSError: it cannot be read.
+    """
+    from .loading import find_codec, resolve, resolve_adapter
+    from .prefix import fingerprint
+
+    folder = resolve(arguments.model, arguments.revision)
+    tokenizer = resolve(arguments.tokenizer) if arguments.tokenizer else folder
+    digest = hashlib.sha256(
+        fingerprint(
+            folder,
+            arguments.quantize,
+            resolve_adapter(arguments.adapter) if arguments.adapter else None,
+            find_codec(folder, arguments.codec),
+        ).encode()
+    )
+    for path in (folder / "generation_config.json", tokenizer / "tokenizer.json"):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def announce(server: HiggsAudioServer, todo: Iterable[Job]) -> None:
+    """What a person should know of this checkpoint before listening."""
+    defaults = server.higgs.defaults
+    if defaults.notice:
+        note(defaults.notice)
+    if not defaults.clones and any(job.clones for job in todo):
+        note("This checkpoint cannot clone: the voices asked for are left out.")
+
+
+@dataclass
+class Problems:
+    """What went wrong with which lines, told at once and again at the end."""
+
+    told: list[str] = field(default_factory=list)
+
+    def refuse(self, number: int, fault: str) -> None:
+        """A line that is not run."""
+        self.add(number, fault)
+        note(self.told[-1])
+
+    def add(self, number: int, fault: str) -> None:
+        self.told.append(f"line {number}: {fault}")
+
+    def check_any(self, jobs: list[Job], path: str) -> None:
+        """Raises InputError when there is nothing to run."""
+        if not jobs and not self.told:
+            raise InputError(f"The jobs {path} are empty: one JSON object a line is expected.")
+        if not jobs:
+            raise InputError(f"None of the lines in {path} can be run ({len(self.told)} refused).")
+
+    def tell_again(self) -> None:
+        """Raises GenerationError when there were any."""
+        for line in self.told[:TOLD_AGAIN]:
+            note(line)
+        if len(self.told) > TOLD_AGAIN:
+            note(f"and {len(self.told) - TOLD_AGAIN} more, see above")
+        if self.told:
+            raise GenerationError(
+                f"{len(self.told)} of the lines failed. Mend them and run the same command again: "
+                "what is made stays."
+            )
+
+
+@dataclass
+class Batch:
+    """The jobs of one run and what becomes of them."""
+
+    lines: JobFile
+    ledger: Ledger
+    model: str  # its hash
+    problems: Problems
+    as_json: bool = False  # print results as they come rather than file names
+    done: int = 0  # by earlier runs
+    _seeds: dict[int, int] = field(default_factory=dict)  # of the jobs under way, by their place
+
+    def todo(self, jobs: Iterable[Job], *, force: bool) -> Iterator[Job]:
+        """The jobs that are not done; what would replace a file is one only with ``force``."""
+        for job in jobs:
+            path = self.ledger.folder / job.output
+            if self.ledger.has(job.output, self._key(job)):
+                self.done += 1
+            elif path.is_dir():
+                self.problems.refuse(job.number, f"{path} is a folder.")
+            elif os.path.lexists(path) and not force:
+                made = "made from something else" if job.output in self.ledger.made else "not ours"
+                self.problems.refuse(
+                    job.number, f"{path} exists and is {made}. Add --force to replace it."
+                )
+            else:
+                yield job
+
+    def run(self, server: HiggsAudioServer, todo: list[Job], max_batch: int) -> None:
+        """Make them; each result is on disk before the next is taken.
+
+        Raises:
+            OSError: the disk is full, or gone.
+        """
+        with JobBar(self.done, self.done + len(todo)) as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # announce says it
+            try:
+                results = server.generate_batch(self._requests(todo), max_batch=max_batch)
+                for place, result in results:
+                    self._take(todo[place], self._seeds.pop(place), result, progress)
+            except (KeyboardInterrupt, OSError):
+                progress.say("Stopped. The same command goes on with what is left.")
+                raise
+
+    def _requests(self, todo: Iterable[Job]) -> Iterator[SpeechRequest]:
+        """One at a time, whenever there is room for it: a hundred thousand need no more memory."""
+        for place, job in enumerate(todo):
+            seed = secrets.randbelow(2**32) if job.seed is None else job.seed
+            self._seeds[place] = seed
+            yield self.lines.request(job, seed)
+
+    def _take(self, job: Job, seed: int, result: Speech | HiggsError, progress: JobBar) -> None:
+        entry: Entry = {"line": job.number, "id": job.name, "output": job.output, "seed": seed}
+        entry["hash"] = self._key(job)
+        if isinstance(result, Speech):
+            entry |= {"duration": result.duration, "stop_reason": result.stop_reason}
+            entry["seconds"] = round(result.seconds, 3)
+            self.ledger.keep(entry, result.pcm, result.sampling_rate)
+            progress.advance(result.duration)
+        else:
+            entry["error"] = " ".join(str(result).split())
+            self.ledger.append(entry)
+            self.problems.add(job.number, entry["error"])
+            progress.advance(0.0)
+            progress.say(self.problems.told[-1])
+        if self.as_json:
+            progress.say(json.dumps(entry), sys.stdout)
+        elif isinstance(result, Speech):
+            progress.say(str(self.ledger.folder / job.output), sys.stdout)
+
+    def _key(self, job: Job) -> str:
+        return hashlib.sha256(f"{self.model} {job.content}".encode()).hexdigest()[:32]
