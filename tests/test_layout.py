@@ -27,12 +27,38 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # without a cycle. The lazy façade mlx_higgs/__init__.py stands outside: it is above all of them, so
 # nothing may import from it but the version.
 LEVELS = (
-    ("__version__", "types", "weights", "delay", "sampling", "audio", "resample", "text"),
+    (
+        "__version__",
+        "types",
+        "weights",
+        "delay",
+        "sampling",
+        "audio",
+        "resample",
+        "text",
+        "store",
+        "memory",
+    ),
     ("codec", "prompts"),
     ("models", "quantization", "lora"),
-    ("loading", "frames", "batch", "streaming", "longform", "voices", "saving", "peft", "adapters"),
+    (
+        "loading",
+        "defaults",
+        "footprint",
+        "step",
+        "frames",
+        "prefix",
+        "batch",
+        "streaming",
+        "longform",
+        "voices",
+        "ledger",
+        "saving",
+        "peft",
+        "adapters",
+    ),
     ("server",),
-    ("generate", "convert", "fuse", "evaluate", "train", "cli"),
+    ("generate", "jobs", "joblines", "progress", "convert", "fuse", "evaluate", "train", "cli"),
 )
 VERSION = "mlx_higgs.__version__"
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..cli import Parser, run
 from ..types import GenerationError
 from .options import add_speech_parser
+from .speed_options import add_speed_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(parity)
     _add_common(tools.add_parser("codec", help="the codec against the reference's golden file"))
     add_speech_parser(tools)
+    add_speed_parser(tools)
     return parser
 
 
@@ -45,6 +47,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from .speech import run_speech
 
         run_speech(arguments)
+        return
+    if arguments.tool == "speed":
+        from .speed import run_speed
+
+        run_speed(arguments)
         return
     if arguments.tool == "parity":
         from .parity import parity
