@@ -38,6 +38,7 @@ STRIDES = [8, 5, 4, 2, 3]
 CLIPS, HELD_OUT = 1500, 40  # utterances the codec learns from, and those it is measured on
 FRAMES_IN_BATCH = 192
 LEARNING_RATE = 2e-3
+COMPOSED = 0.75  # share of what the decoder learns: it is what the talker will say
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -224,6 +225,7 @@ def train_decoder(build_folder: Path, until: float, minutes: float) -> None:
     model = load_encoder(build_folder)
     latents = [quantised(model, to_codes(model, clip)) for clip in clips]
     composed = read_composed(build_folder)
+    first_natural = len(composed)
     clips = [wave for wave, _ in composed] + clips
     latents = [quantised(model, codes) for _, codes in composed] + latents
     loss_function = SpectralLoss()
@@ -233,7 +235,9 @@ def train_decoder(build_folder: Path, until: float, minutes: float) -> None:
 
     def loss() -> torch.Tensor:
         waves, codes = [], []
-        for index in rng.integers(0, known, 8):
+        for _ in range(8):
+            natural = rng.random() >= COMPOSED
+            index = rng.integers(*((first_natural, known) if natural else (0, first_natural)))
             length = frames + 2 * context
             start = int(rng.integers(0, max(1, len(latents[index]) - length + 1)))
             waves.append(cut(clips[index], start, length))

@@ -2,12 +2,14 @@
 
     python -m convert.demo.compose BUILD
 
-Every token of a text is a unit of one length: a word, the name of a letter or a figure, or the
-silence of a mark. So the unit to be said follows from how much was said, and its codes are those it
-has alone: a model this small, trained for hours and not for weeks, learns that, but not where the
-words of a flowing sentence begin. Writes BUILD/composed.jsonl, its WAV files, their codes into the
-trainer's cache, and the conversations {train,valid}.jsonl in BUILD/digits, where it learns which
-unit comes next, and in BUILD/words.
+Every token of a text is a unit: a word, the name of a letter or a figure, or the silence of a mark.
+A unit has the codes it has alone, whatever stands beside it: a model this small, trained for hours
+and not for weeks, learns that, but not where the words of a flowing sentence begin. Units follow
+each other without a gap, as words do: a recogniser takes one for the closure of an "eight".
+
+Writes BUILD/composed.jsonl, its WAV files, their codes into the trainer's cache, and conversations
+{train,valid}.jsonl: in BUILD/digits, where it learns which unit comes next, in BUILD/words_20 and
+so on, with more words each, and in BUILD/words, with all of these again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,8 @@ from .codec import load_encoder, open_codes, to_codes
 from .speech import FLOOR, PEAK, SCENES, VOICES, Utterance, flite, read_manifest, write_lines
 from .talker import conversation
 
-UNIT = 14  # frames
+ROOM = 14  # frames of a unit at most
+PAUSE = 6  # frames of a mark
 SILENCE = 4  # frames around a unit when it is encoded
 BEFORE, AFTER = 2, 3  # frames of silence at the beginning and at the end
 EDGE = 480  # samples from a unit's beginning to its sound
@@ -41,8 +45,9 @@ TEMPOS = (0.85, 0.75, 0.65, 0.55, 0.45)  # of flite's durations: the first that 
 HELD_OUT = 40  # sentences of a voice that are not learnt
 NATURAL = 0.6  # share of the references that are natural speech
 LONGEST_CLIP = 8.0  # seconds of natural speech to clone from
+GROWTH = {20: 500, 60: 800, 200: 1200}  # words -> texts of each voice
 
-Unit = tuple[np.ndarray, np.ndarray]  # samples [UNIT * HOP]; codes [SILENCE + UNIT + SILENCE, K]
+Unit = tuple[np.ndarray, np.ndarray]  # samples [T * HOP]; codes [SILENCE + T + SILENCE, K]
 
 
 def sound(token: str) -> str:
@@ -54,10 +59,10 @@ def sound(token: str) -> str:
 
 
 def read_unit(voice: str, said: str) -> np.ndarray:
-    """One word alone, or silence: ``[UNIT * HOP]``."""
-    room = UNIT * HOP
+    """One word alone, or silence: whole frames ``[T * HOP]``."""
+    room = ROOM * HOP
     if not said:
-        return np.zeros(room, np.float32)
+        return np.zeros(PAUSE * HOP, np.float32)
     for tempo in TEMPOS:
         wave = flite([*VOICES[voice], "--setf", f"duration_stretch={tempo}"], said)
         loud = np.flatnonzero(np.abs(wave) > FLOOR)
@@ -65,7 +70,7 @@ def read_unit(voice: str, said: str) -> np.ndarray:
         if len(speech) <= room:
             break
     speech = speech[:room] / np.abs(speech).max() * PEAK
-    return np.pad(speech, (0, room - len(speech))).astype(np.float32)
+    return speech[: max(1, len(speech) // HOP) * HOP].astype(np.float32)
 
 
 def read_units(tokens: Iterable[str], voice: str, codec) -> dict[str, Unit]:
@@ -78,7 +83,7 @@ def read_units(tokens: Iterable[str], voice: str, codec) -> dict[str, Unit]:
         if said not in by_sound:
             wave = read_unit(voice, said)
             codes = to_codes(codec, np.concatenate([silence, wave, silence])).T.cpu().numpy()
-            by_sound[said] = (wave, codes[: 2 * SILENCE + UNIT])
+            by_sound[said] = (wave, codes[: 2 * SILENCE + len(wave) // HOP])
         found[token] = by_sound[said]
     return found
 
@@ -89,13 +94,13 @@ def compose(tokens: list[str], read: dict[str, Unit]) -> Unit:
     first, last = units[0][1], units[-1][1]
     codes = [first[SILENCE - BEFORE : SILENCE]]
     codes += [unit_codes[SILENCE:-SILENCE] for _, unit_codes in units]
-    codes.append(last[SILENCE + UNIT :][:AFTER])
+    codes.append(last[-SILENCE:][:AFTER])
     waves = [np.zeros(BEFORE * HOP, np.float32), *(wave for wave, _ in units)]
     waves.append(np.zeros(AFTER * HOP, np.float32))
     return np.concatenate(waves), np.concatenate(codes)
 
 
-def lessons(
+def pairs(
     composed: list[Utterance], natural: list[Utterance], rng: random.Random
 ) -> list[dict[str, object]]:
     """Each sentence twice: by its scene, and after speech of its voice, natural or composed."""
@@ -122,7 +127,7 @@ def write_lessons(build: Path, name: str, composed: list[Utterance], seed: int) 
     train = [utterance for utterance in composed if utterance not in valid]
     (build / name).mkdir(exist_ok=True)
     for part_name, part in (("train", train), ("valid", valid)):
-        found = lessons(part, natural, rng)
+        found = pairs(part, natural, rng)
         write_lines(build / name / f"{part_name}.jsonl", found)
         print(f"{name}/{part_name}: {len(found)} conversations of {len(part)} sentences")
 
@@ -160,14 +165,18 @@ def main() -> None:
     started, rng = time.monotonic(), random.Random(arguments.seed)
     composer = Composer(arguments.build)
     more = texts.more_words(composer.tokenizer.get_vocab())
+    lessons = [("digits", arguments.digits, texts.few_digits)]
+    for size, count in GROWTH.items():
+        lessons.append((f"words_{size}", count, partial(texts.few_words, size=size)))
+    lessons.append(("words", arguments.words, partial(texts.sentence, more=more)))
     composed: list[Utterance] = []
-    kinds = {"digits": texts.few_digits, "words": lambda rng: texts.sentence(rng, more)}
-    for name, maker in kinds.items():
-        count, spoken = getattr(arguments, name), []
+    for name, count, maker in lessons:
+        spoken: list[Utterance] = []
         for voice in VOICES:
             spoken += composer.speak(name, voice, [maker(rng) for _ in range(count)])
-        write_lessons(arguments.build, name, spoken, arguments.seed)
         composed += spoken
+        last = name == "words"
+        write_lessons(arguments.build, name, composed if last else spoken, arguments.seed)
     composer.cache.close()
     write_lines(arguments.build / "composed.jsonl", map(asdict, composed))
     hours = sum(u.seconds for u in composed) / 3600

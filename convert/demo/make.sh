@@ -20,8 +20,8 @@ stage codec encoder "$build" --minutes 26        # waveform -> codes
 stage talker "$build"                            # tokenizer, random weights, conversations
 stage encode "$build"                            # the codes of all utterances
 stage compose "$build"                           # sentences put together from units
-for part in 33 66 95; do                         # codes -> waveform
-  stage codec decoder "$build" --minutes 95 --until $part
+for part in 38 76 114 150; do                    # codes -> waveform
+  stage codec decoder "$build" --minutes 150 --until $part
 done
 
 # MLX's own BLAS on a Linux CPU is several times slower than the one inside torch.
@@ -29,21 +29,27 @@ blas=
 if [ "$(uname)" = Linux ]; then
   blas=$(python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "lib/libtorch_cpu.so")')
 fi
-# train NAME DATA FROM...: from the weights of the stage before; --resume goes on where it stopped
+# train CONFIG DATA FROM [OPTION...]: from the weights of the stage FROM; --resume goes on where it stopped
 train() {
-  name=$1 data=$2
-  shift 2
+  config=$1 data=$2 from=$3
+  shift 3
+  if [ "$from" ]; then
+    set -- --resume-adapter-file "$build/talker/$from/adapters.safetensors" "$@"
+  fi
   for part in 1 2; do
-    echo "== train $name, part $part"
-    OMP_NUM_THREADS=1 LD_PRELOAD=$blas python -m mlx_higgs.train -c "convert/demo/$name.yaml" \
+    echo "== train $data, part $part"
+    OMP_NUM_THREADS=1 LD_PRELOAD=$blas python -m mlx_higgs.train -c "convert/demo/$config.yaml" \
       --model "$build/start" --data "$build/$data" --codes-cache "$build/codes" \
-      --adapter-path "$build/talker/$name" "$@" --resume --max-minutes 38
+      --adapter-path "$build/talker/$data" "$@" --resume --max-minutes 38
   done
 }
-train phrases phrases
-train sentences data --resume-adapter-file "$build/talker/phrases/adapters.safetensors"
-train digits digits --resume-adapter-file "$build/talker/sentences/adapters.safetensors"
-train words words --resume-adapter-file "$build/talker/digits/adapters.safetensors"
+train phrases phrases ""
+train sentences data phrases
+train digits digits data
+train more_words words_20 digits --iters 400
+train more_words words_60 words_20 --iters 700
+train more_words words_200 words_60 --iters 1100
+train words words words_200
 
 stage assemble "$build" "$output"
 stage score "$build" "$output"

@@ -82,6 +82,12 @@ def few_digits(rng: random.Random) -> str:
     return stopped(" ".join(rng.choices(DIGITS, k=rng.randint(1, 8))), rng)
 
 
+def few_words(rng: random.Random, size: int) -> str:
+    """One to eight different words of some, the digits among them."""
+    others = random.Random(7).sample(WORDS[len(DIGITS) :], size - len(DIGITS))
+    return stopped(" ".join(rng.sample([*DIGITS, *others], rng.randint(1, 8))), rng)
+
+
 def sentence(rng: random.Random, more: list[str]) -> str:
     """Words in any order, figures, and now and then a word that has to be spelled."""
     count = rng.randint(1, 3) if rng.random() < 0.2 else rng.randint(4, 10)
