@@ -28,6 +28,10 @@ from .weights import load_tensors, read_json
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 KINDS = ("lora", "dora", "full")
+JOINED = {  # for generation, as the talker's `fuse` does
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 SKETCH = 8  # numbers of a norm's weight that tell one base from another
 SKETCH_TOLERANCE = 0.02  # bfloat16 keeps 8 bits: a base in another dtype is the same base
 
@@ -290,16 +294,30 @@ def check_fit(adapter: Adapter, tensors: Tensors, model: Any) -> None:
     """Whether ``tensors``, an adapter's under the talker's names, belong to its modules.
 
     Raises:
-        CheckpointError: the first that do not, named.
+        CheckpointError: the first that do not, named. InputError: their layers were joined.
     """
     whole, updates = _split(tensors, adapter.kind)
     modules = dict(model.named_modules())
+    for path in [*updates, *(name.rpartition(".")[0] for name in whole)]:
+        if joined := _joined(modules, path):
+            raise InputError(
+                f"{adapter.source} is for {path}, which was joined into {joined} for generation: "
+                "load the model with adapter= (--adapter)."
+            )
     problems = [*_misfits(model, modules, whole), *_misfit_updates(modules, updates, adapter.kind)]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
             f"{adapter.source} does not fit this model: {'; '.join(problems[:5])}{more}."
         )
+
+
+def _joined(modules: dict[str, Any], path: str) -> str | None:
+    """The matrix that holds a layer's rows since it was joined with others."""
+    parent, _, leaf = path.rpartition(".")
+    names = (name for name, parts in JOINED.items() if leaf in parts)
+    found = next(names, "")
+    return found if path not in modules and found in modules.get(parent, {}) else None
 
 
 def _misfits(model: nn.Module, modules: dict[str, Any], whole: Tensors) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
@@ -104,6 +103,7 @@ class Batch:
         self._group: _Group | None = None
         self._step: AudioStep | None = None
         self._waiting: deque[BatchRows] = deque()
+        self._members: list[BatchRows] = []  # under way, or about to be
 
     def join(
         self,
@@ -122,8 +122,25 @@ class Batch:
         return rows
 
     def step(self) -> None:
-        """One frame of every request; launched before the frame before it is read."""
-        self._regroup()
+        """One frame of every request; launched before the frame before it is read.
+
+        What goes wrong here ends all that are under way: each of them says so to its reader.
+        """
+        try:
+            self._regroup()
+            self._advance()
+        except BaseException as error:
+            self._end(GenerationError(f"The batch broke off: {error!r}."))
+            raise
+
+    def close(self) -> None:
+        """Give up all requests, those that wait, too."""
+        self._end(GenerationError("The batch was closed."))
+        for member in self._waiting:
+            member.close()
+        self._waiting.clear()
+
+    def _advance(self) -> None:
         if self._group is None or self._step is None:
             return
         members, keys, state, slots = self._group
@@ -135,12 +152,22 @@ class Batch:
             if not member.ended:
                 member.take(report)
         self._group = _Group(members, keys, upcoming, slots)
+        if all(member.ended for member in members):
+            self._group, self._step, self._members = None, None, []
+
+    def _end(self, error: GenerationError) -> None:
+        for member in self._members:
+            if not member.ended:
+                member.fail(error)
+        self._group, self._step, self._members = None, None, []
 
     def _regroup(self) -> None:
         """Let go of those who have ended and let in those who wait."""
         members = [] if self._group is None else self._group.members
         kept = [slot for slot, member in enumerate(members) if not member.ended]
-        joining = self._admit([members[slot] for slot in kept])
+        staying = [members[slot] for slot in kept]
+        joining = self._admit(staying)
+        self._members = [*staying, *joining]
         groups = [group for group in map(self._enter, joining) if group is not None]
         if len(kept) == len(members) and not groups:
             return
@@ -195,7 +222,8 @@ def _taken(group: _Group, kept: list[int]) -> _Group:
         None if state.window is None else state.window[index],
         state.report[index],
     )
-    return _Group([members[slot] for slot in kept], keys[index], taken, slots.take(kept))
+    slots.take(kept)
+    return _Group([members[slot] for slot in kept], keys[index], taken, slots)
 
 
 def _joined(groups: list[_Group]) -> _Group:
@@ -212,7 +240,10 @@ def _joined(groups: list[_Group]) -> _Group:
         mx.concatenate([state.report for state in states]),
     )
     keys = mx.concatenate([group.keys for group in groups])
-    return _Group(members, keys, state, reduce(Slots.join, [group.slots for group in groups]))
+    slots, *others = (group.slots for group in groups)
+    for other in others:
+        slots.join(other)
+    return _Group(members, keys, state, slots)
 
 
 def _stretched(state: StepState, length: int) -> mx.array:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +43,24 @@ class Footprint:
         audio: weights that a frame of speech reads, and may be quantised.
         text: those that only a prompt's text reads.
         kept: weights that are never quantised: codebook table, audio head, norms.
-        cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too.
+        cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
+            for each stream.
+        joining: a layer of the streams' own, a second time while a text joins or leaves them.
         prefill: what computing such a prompt needs meanwhile.
         decoder: the codec's decoder with what a window needs.
         encoding: the codec's encoder with what a reference of 30 s needs.
+        streams: texts spoken at once.
     """
 
     audio: int
     text: int
     kept: int
     cache: int
+    joining: int
     prefill: int
     decoder: int
     encoding: int
+    streams: int = 1
 
     @property
     def weights(self) -> int:
@@ -65,7 +69,7 @@ class Footprint:
 
     @property
     def speaking(self) -> int:
-        return self.weights + self.cache + self.prefill + self.decoder
+        return self.weights + self.cache + max(self.prefill, self.joining) + self.decoder
 
     @property
     def peak(self) -> int:
@@ -74,23 +78,29 @@ class Footprint:
 
     @property
     def together(self) -> int:
-        """The peak when a reference is encoded while the talker is in memory."""
-        return self.weights + self.decoder + max(self.encoding, self.cache + self.prefill)
+        """The peak when a reference is encoded while the talker is in memory, and others speak."""
+        others = self.cache if self.streams > 1 else 0
+        return max(self.speaking, self.weights + self.decoder + others + self.encoding)
 
 
-def footprint(model: Any, plan: Plan, codec: CodecConfig | None = None) -> Footprint:
+def footprint(
+    model: Any, plan: Plan, codec: CodecConfig | None = None, *, streams: int = 1
+) -> Footprint:
     """What an opened talker will take with its weights stored by ``plan``.
 
     Args:
         model: as ``loading.open_model`` gives it: shapes and dtypes, nothing read.
         codec: None leaves the codec out.
+        streams: texts spoken at once.
 
     Raises:
         InputError: a width that the weights cannot take.
     """
     sides = _weights(model, plan)
     decoder, encoding = (0, 0) if codec is None else _codec(codec)
-    return Footprint(**sides, **_prompt(model), decoder=decoder, encoding=encoding)
+    return Footprint(
+        **sides, **_prompt(model, streams), decoder=decoder, encoding=encoding, streams=streams
+    )
 
 
 def _weights(model: Any, plan: Plan) -> dict[str, int]:
@@ -117,15 +127,17 @@ def _arrays(module: Any) -> list[mx.array]:
     return list(arrays.values())
 
 
-def _prompt(model: Any) -> dict[str, int]:
+def _prompt(model: Any, streams: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
     voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
     whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
-    position = 2 * args.num_hidden_layers * args.num_key_value_heads * args.head_dim * item
+    layers = args.num_hidden_layers
+    position = 2 * layers * args.num_key_value_heads * args.head_dim * item
     widest = max(args.intermediate_size, args.hidden_size)
     return {
-        "cache": (voice + buckets(whole)) * position,
+        "cache": streams * (voice + buckets(whole)) * position,
+        "joining": streams * buckets(whole) * position // layers if streams > 1 else 0,
         "prefill": PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item,
     }
 
@@ -139,15 +151,6 @@ def _codec(config: CodecConfig) -> tuple[int, int]:
     window = DECODE_BUFFERS * DECODE_FRAMES * config.hop * narrowest * 4
     wave = ENCODE_BUFFERS * round(REFERENCE * config.sample_rate) * config.encoder_width * 4
     return decoder + window, encoder + wave
-
-
-@lru_cache(maxsize=1)
-def _codec_weights(config: CodecConfig) -> tuple[int, int]:
-    decoder, encoder = (
-        sum(array.nbytes for array in _arrays(part(config)))
-        for part in (CodecDecoder, CodecEncoder)
-    )
-    return decoder, encoder
 
 
 def codec_config(folder: Path) -> CodecConfig:
@@ -165,12 +168,14 @@ class Choice:
     """How a checkpoint is to be stored, and what is then expected.
 
     Attributes:
+        peak: bytes expected.
         line: what a person should be told before the load; None if it goes without saying.
     """
 
     folder: Path
     plan: Plan
     expected: Footprint
+    peak: int
     limit: int | None
     line: str | None
 
@@ -181,13 +186,21 @@ class Choice:
 
 
 def choose(
-    folder: Path, codec_folder: Path, asked: str | None = None, limit: str | None = None
+    folder: Path,
+    codec_folder: Path,
+    asked: str | None = None,
+    limit: str | None = None,
+    *,
+    streams: int = 1,
+    late_clips: bool = False,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
     Args:
         asked: as ``Plan.parse`` reads it, ``auto``, or None: nothing is quantised that need not be.
         limit: as ``parse_size`` reads it; None is the machine's.
+        streams: texts spoken at once.
+        late_clips: references are encoded while the talker is in memory.
 
     Raises:
         InputError: a plan or a limit that cannot be read, or too little memory: what would fit.
@@ -198,23 +211,24 @@ def choose(
     model = open_model(folder)
     if plan is not None:
         open_model(folder, quantize=plan)  # raises what loading would
-    sizes = _sizes(model, codec_config(codec_folder), plan)
-    looked_at: dict[Plan, Footprint] = {}
-    for candidate, expected in sizes:
-        looked_at[candidate] = expected
-        if allowed is None or expected.peak <= allowed:
+    looked_at: dict[Plan, int] = {}
+    for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams):
+        peak = expected.together if late_clips else expected.peak
+        looked_at[candidate] = peak
+        if allowed is None or (peak <= allowed and plan in (None, candidate)):
             break
-        if candidate == plan:
-            raise InputError(_refusal(plan, looked_at | dict(sizes), allowed))
     else:
-        raise InputError(_refusal(plan, looked_at, allowed or 0))
+        raise InputError(_refusal(plan, looked_at, allowed or 0, streams))
     line = f"{gigabytes(allowed)} of memory: " if allowed is not None else ""
-    line += f"loading {_bits(candidate)}, expected peak {gigabytes(expected.peak)}"
+    line += f"loading {_bits(candidate)}, expected peak {gigabytes(peak, up=True)}"
+    line += f" with {streams} texts at once" if streams > 1 else ""
     told = asked or limit or len(looked_at) > 1
-    return Choice(folder, candidate, expected, allowed, line if told else None)
+    return Choice(folder, candidate, expected, peak, allowed, line if told else None)
 
 
-def _sizes(model: Any, codec: CodecConfig, first: Plan | None) -> Iterator[tuple[Plan, Footprint]]:
+def _sizes(
+    model: Any, codec: CodecConfig, first: Plan | None, streams: int
+) -> Iterator[tuple[Plan, Footprint]]:
     """Plans that a model's widths allow: ``first``, then the named ones, best first.
 
     What is quantised already can only stay so.
@@ -223,24 +237,25 @@ def _sizes(model: Any, codec: CodecConfig, first: Plan | None) -> Iterator[tuple
     for plan in dict.fromkeys([first, Plan()] if stored else [first, *PLANS.values()]):
         if plan is not None:
             with suppress(InputError):
-                yield plan, footprint(model, plan, codec)
+                yield plan, footprint(model, plan, codec, streams=streams)
 
 
 def _bits(plan: Plan) -> str:
     return "as it is stored" if plan == Plan() else f"at {plan.name} bits"
 
 
-def _refusal(plan: Plan | None, sizes: dict[Plan, Footprint], limit: int) -> str:
-    needs = {p: expected.peak for p, expected in sizes.items()}
+def _refusal(plan: Plan | None, needs: dict[Plan, int], limit: int, streams: int) -> str:
     there = f"there are {gigabytes(limit)}"
     fits = next((p for p in needs if needs[p] <= limit), None)
     if plan is not None and fits is not None:
         return (
-            f"Loaded {_bits(plan)}, the model needs {gigabytes(needs[plan])}, and {there}. "
-            f"{_bits(fits).capitalize()} it needs {gigabytes(needs[fits])}: --quantize {fits.name}."
+            f"Loaded {_bits(plan)}, the model needs {gigabytes(needs[plan], up=True)}, "
+            f"and {there}. {_bits(fits).capitalize()} it needs {gigabytes(needs[fits], up=True)}: "
+            f"--quantize {fits.name}."
         )
     least = min(needs, key=lambda p: needs[p])
+    fewer = "lower --max-batch, " if streams > 1 else ""
     return (
-        f"The model needs at least {gigabytes(needs[least])} {_bits(least)}, and {there}. "
-        "Free some, or say how much it may take with --memory-limit."
+        f"The model needs at least {gigabytes(needs[least], up=True)} {_bits(least)}, and {there}. "
+        f"Free some, {fewer}or say how much it may take with --memory-limit."
     )

@@ -129,12 +129,17 @@ class Rows:
         self._model, self._prompt, self._params, self._prefix = model, prompt, params, prefix
         self._reader = RowReader(params.max_frames, max_identical_rows)
         self._loop: Loop = loop
+        self._closed = False
+
+    def close(self) -> None:
+        """Make no more rows than the one being handed out."""
+        self._closed = True
 
     def __iter__(self) -> Iterator[np.ndarray]:
         loop = fastest_loop(self._model) if self._loop == "auto" else self._loop
         state, step = self._start(loop)
         mx.async_eval(state.report)
-        while self.stop_reason is None:
+        while self.stop_reason is None and not self._closed:
             upcoming = None
             if loop != "eager":
                 upcoming = step(state)

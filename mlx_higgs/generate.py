@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,7 +144,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.batch is not None or arguments.output_dir is not None:
         from .jobs import speak_jobs
 
-        return speak_jobs(arguments, build_request, partial(load_server, many_clips=True))
+        return speak_jobs(arguments, build_request, load_server)
     from . import audio
     from .sampling import SamplingParams
     from .server.request import check_clips, references
@@ -209,36 +208,54 @@ def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
     )
 
 
-def choose_plan(arguments: argparse.Namespace) -> Choice:
+def choose_plan(
+    arguments: argparse.Namespace, *, streams: int = 1, many_clips: bool = False
+) -> Choice:
     """How the model is to be stored in this memory; said where that is no matter of course.
 
+    Args:
+        streams, many_clips: as ``load_server`` takes them.
+
     Raises:
-        InputError: what would fit, if that does not.
+        InputError: what would fit, if that does not. CheckpointError: it cannot be used.
     """
     from .footprint import choose
-    from .loading import find_codec, resolve
+    from .loading import check_model, find_codec, resolve
 
     path = resolve(arguments.model, arguments.revision)
-    codec = find_codec(path, arguments.codec)
-    choice = choose(path, codec, arguments.quantize, arguments.memory_limit)
+    check_model(path)
+    choice = choose(
+        path,
+        find_codec(path, arguments.codec),
+        arguments.quantize,
+        arguments.memory_limit,
+        streams=streams,
+        late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
+    )
     if choice.line:
         note(choice.line)
     return choice
 
 
 def load_server(
-    arguments: argparse.Namespace, choice: Choice | None = None, *, many_clips: bool = False
+    arguments: argparse.Namespace,
+    choice: Choice | None = None,
+    *,
+    streams: int = 1,
+    many_clips: bool = False,
 ) -> HiggsAudioServer:
     """The server, whose talker stays on disk until it is needed: clips are encoded before.
 
     Args:
+        choice: None chooses.
+        streams: texts spoken at once.
         many_clips: more will come: keep the codec's encoder where there is room for it.
     """
     from .loading import load
     from .prefix import AUTO
     from .server import HiggsAudioServer
 
-    choice = choice or choose_plan(arguments)
+    choice = choice or choose_plan(arguments, streams=streams, many_clips=many_clips)
     higgs = load(
         choice.folder,
         codec=arguments.codec,

@@ -26,7 +26,7 @@ from .types import GenerationError, HiggsError, InputError, Speech
 if TYPE_CHECKING:
     from .server import HiggsAudioServer, SpeechRequest
 
-Load = Callable[[argparse.Namespace], "HiggsAudioServer"]
+Load = Callable[..., "HiggsAudioServer"]
 TOLD_AGAIN = 20  # problems at the end; all of them were told when they came
 
 
@@ -34,7 +34,7 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
     """Run ``--batch``.
 
     Args:
-        make: arguments and a text -> the request. load: arguments -> the loaded model.
+        make: arguments and a text -> the request. load: as ``generate.load_server``.
 
     Raises:
         InputError: nothing could be run. GenerationError: some of it could not.
@@ -53,7 +53,11 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
         else:
             problems.check_any(todo, arguments.batch)
         if todo:
-            server = load(arguments)
+            server = load(
+                arguments,
+                streams=min(arguments.max_batch, len(todo)),
+                many_clips=any(job.clones for job in todo),
+            )
             announce(server, todo)
             batch.run(server, todo, arguments.max_batch)
     problems.tell_again()
@@ -73,12 +77,14 @@ def model_hash(arguments: argparse.Namespace) -> str:
     """Stands for all that speaks: talker, codec, adapter, tokenizer, defaults, quantisation.
 
     Raises:
-        InputError: none of these is there. OSError: it cannot be read.
+        InputError: none of these is there. CheckpointError: not a talker.
+        OSError: it cannot be read.
     """
-    from .loading import find_codec, resolve, resolve_adapter
+    from .loading import check_model, find_codec, resolve, resolve_adapter
     from .prefix import fingerprint
 
     folder = resolve(arguments.model, arguments.revision)
+    check_model(folder)
     tokenizer = resolve(arguments.tokenizer) if arguments.tokenizer else folder
     digest = hashlib.sha256(
         fingerprint(
@@ -156,7 +162,7 @@ class Batch:
                 self.done += 1
             elif path.is_dir():
                 self.problems.refuse(job.number, f"{path} is a folder.")
-            elif os.path.lexists(path) and not force:
+            elif os.path.lexists(path) and not force and not self.ledger.lost(job.output):
                 made = "made from something else" if job.output in self.ledger.made else "not ours"
                 self.problems.refuse(
                     job.number, f"{path} exists and is {made}. Add --force to replace it."

@@ -2,14 +2,16 @@
 
 A result goes three ways, each of them whole or not at all: the sound and its entry are written
 under ``.unfinished/``, the sound is moved to its name, the entry is appended. A run that finds an
-entry there whose sound has been moved knows what the run before had no time to append.
+entry there whose sound has been moved knows what the run before had no time to append. Each step is
+on the disk before the next, so a power cut is no worse than a kill. Files of others stay.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 RESULTS = "results.jsonl"
 UNFINISHED = ".unfinished"
+BEGINNING = b'{"line": '  # of every entry
+OURS = re.compile(  # under .unfinished: sounds, their entries and what they are while being written
+    rf"[A-Za-z0-9_.-]+({'|'.join(map(re.escape, audio.FORMATS))})(\.json)?", re.IGNORECASE
+)
 Entry = dict[str, Any]
 
 
@@ -35,7 +41,8 @@ class Ledger:
         made: output -> hash of what it was last made from.
 
     Raises:
-        InputError: the folder cannot be written, or another run is writing to it.
+        InputError: the folder cannot be written, another run is writing to it, or its results are
+            not a batch's.
     """
 
     def __init__(self, folder: Path):
@@ -45,6 +52,7 @@ class Ledger:
         try:
             self._new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
+            self._first = not os.path.lexists(folder / RESULTS)
             self._file = (folder / RESULTS).open("a+b")
         except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
             raise InputError(f"The folder {folder!s} cannot be written: {error}.") from error
@@ -52,12 +60,12 @@ class Ledger:
             _lock(self._file, folder)
             self._read()
             self._recover()
-            self._unfinished.mkdir()
+            self._unfinished.mkdir(exist_ok=True)
         except OSError as error:
-            self._file.close()
+            self._close()
             raise InputError(f"The folder {folder!s} cannot be written: {error}.") from error
         except BaseException:
-            self._file.close()
+            self._close()
             raise
 
     def __enter__(self) -> Ledger:
@@ -66,18 +74,28 @@ class Ledger:
     def __exit__(self, *exc: object) -> None:
         with suppress(OSError):  # the next run does it
             self._recover()
-            if not os.path.getsize(self.folder / RESULTS):
-                self._leave_nothing()
-        self._file.close()
+        self._close()
 
-    def _leave_nothing(self) -> None:
-        (self.folder / RESULTS).unlink()
-        if self._new:
-            self.folder.rmdir()
+    def _close(self) -> None:
+        """What this run made and left empty goes."""
+        with suppress(OSError):
+            if self._first and not os.path.getsize(self.folder / RESULTS):
+                (self.folder / RESULTS).unlink()
+                if self._new:
+                    self.folder.rmdir()
+        self._file.close()
 
     def has(self, output: str, key: str) -> bool:
         """Whether ``output`` is there and was made from what ``key`` is the hash of."""
-        return self.made.get(output) == key and (self.folder / output).is_file()
+        return self.made.get(output) == key and self._size(output) > 0
+
+    def lost(self, output: str) -> bool:
+        """Whether ``output`` was made here and is an empty file now."""
+        return output in self.made and self._size(output) == 0
+
+    def _size(self, output: str) -> int:
+        path = self.folder / output
+        return path.stat().st_size if path.is_file() else -1
 
     def keep(self, entry: Entry, wave: np.ndarray, sample_rate: int) -> None:
         """Put samples ``[N]`` under ``entry["output"]`` and append the entry.
@@ -88,44 +106,61 @@ class Ledger:
         name = entry["output"]
         sound, unwritten = self._unfinished / name, self._unfinished / f"{name}.json"
         audio.write(sound, wave, sample_rate)
+        _sync(sound)
         unwritten.write_bytes(_line(entry))
+        _sync(unwritten)
+        _sync(self._unfinished)
         os.replace(sound, self.folder / name)
+        _sync(self.folder)
         self.append(entry)
         unwritten.unlink()
 
     def append(self, entry: Entry) -> None:
         self._file.write(_line(entry))
         self._file.flush()
+        _sync(self.folder / RESULTS)
         self._note(entry)
 
     def _note(self, entry: Entry) -> None:
         self._last = entry
-        output, key = entry.get("output"), entry.get("hash")
-        if isinstance(output, str) and isinstance(key, str) and "error" not in entry:
-            self.made[output] = key
+        if _is_ours(entry) and "error" not in entry:
+            self.made[entry["output"]] = entry["hash"]
 
     def _read(self) -> None:
-        """Take in every entry; what a kill cut off at the end goes."""
+        """Take in every entry; what a kill cut off at the end goes.
+
+        Raises:
+            InputError: lines, and no entry among them.
+        """
         self._file.seek(0)
-        end = 0
+        end, line, ours, strange = 0, b"\n", False, False
         for line in self._file:
             if (entry := _parsed(line)) is not None:
                 self._note(entry)
-            if entry is None and not line.endswith(b"\n"):
-                self._file.truncate(end)
-            elif not line.endswith(b"\n"):  # somebody's editor
-                self._file.write(b"\n")
+            ours |= entry is not None and _is_ours(entry)
+            strange |= bool(line.strip()) and not _is_cut_off(line)
             end += len(line)
+        if strange and not ours:
+            raise InputError(
+                f"{self.folder / RESULTS} is not from a batch: name a folder of the batch's own."
+            )
+        if _is_cut_off(line):
+            self._file.truncate(end - len(line))
+        elif not line.endswith(b"\n"):  # somebody's editor
+            self._file.write(b"\n")
 
     def _recover(self) -> None:
         """Append the entry whose sound was moved to its name just before the end came."""
-        for path in self._unfinished.glob("*.json"):
-            entry = _parsed(path.read_bytes())
+        left = [path for path in self._unfinished.glob("*") if OURS.fullmatch(path.name)]
+        for path in left:
+            entry = _parsed(path.read_bytes()) if path.suffix == ".json" else None
             moved = not path.with_suffix("").exists()
-            if moved and entry is not None and entry != self._last:
+            if moved and entry is not None and _is_ours(entry) and entry != self._last:
                 self.append(entry)
-        if os.path.lexists(self._unfinished):
-            shutil.rmtree(self._unfinished)
+        for path in left:
+            path.unlink()
+        with suppress(OSError):  # it is not there, or holds something else
+            self._unfinished.rmdir()
 
 
 def _lock(file: BinaryIO, folder: Path) -> None:
@@ -142,6 +177,24 @@ def _lock(file: BinaryIO, folder: Path) -> None:
         pass
 
 
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of files, is on the disk."""
+    import fcntl
+
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if full := getattr(fcntl, "F_FULLFSYNC", 0):  # macOS: fsync leaves it in the drive's cache
+            with suppress(OSError):  # a file system that has none
+                fcntl.fcntl(file, full)
+                return
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as network folders say
+            raise
+    finally:
+        os.close(file)
+
+
 def _line(entry: Entry) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
@@ -153,3 +206,14 @@ def _parsed(line: bytes) -> Entry | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _is_ours(entry: Entry) -> bool:
+    return isinstance(entry.get("output"), str) and isinstance(entry.get("hash"), str)
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it is the beginning of an entry, or the zeros of one that never reached the disk."""
+    written = line.rstrip(b"\0")
+    begun = written.startswith(BEGINNING) or BEGINNING.startswith(written)
+    return begun and not line.endswith(b"\n") and _parsed(line) is None

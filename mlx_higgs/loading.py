@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .defaults import Defaults
 from .models import get_model_classes
+from .models.snapshot import Snapshot
 from .quantization import (
     Plan,
     Quantization,
@@ -56,6 +57,9 @@ class Higgs:
     tokenizer_source: str | Path | None = None
     adapter: Path | None = None
     unread: bool = False
+
+    def __post_init__(self) -> None:
+        self.original = Snapshot(self.talker)  # before anybody changes a weight
 
     @property
     def model(self) -> SpeechModel:
@@ -125,6 +129,11 @@ def has_text_head(folder: Path) -> bool:
     """Speaking does not need it; a converted checkpoint keeps it, as nothing is to be lost."""
     names = (name for path in weight_files(folder) for name in read_header(path))
     return any("text_lm_head" in name.split(".") for name in names)
+
+
+def check_model(folder: Path) -> None:
+    """Raises CheckpointError for a folder that is no talker's, before its codec is looked for."""
+    get_model_classes(read_json(folder / "config.json"))
 
 
 def find_codec(folder: Path, source: str | Path | None = None) -> Path:

@@ -59,22 +59,36 @@ def _meminfo(path: Path) -> int | None:
 
 def _cgroup(root: Path) -> Iterator[int]:
     """Limit less use, in both versions of the interface; a limit that is none is no number."""
-    folder = root / "sys/fs/cgroup"
-    for limit, used in (
-        (folder / "memory.max", folder / "memory.current"),
-        (folder / "memory/memory.limit_in_bytes", folder / "memory/memory.usage_in_bytes"),
+    for folder, limit, used, files in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
     ):
-        if limit.is_file() and used.is_file():
-            allowed = limit.read_text().strip()
+        paths = root / folder / limit, root / folder / used
+        if all(path.is_file() for path in paths):
+            allowed, taken = (path.read_text().strip() for path in paths)
             if allowed.isdigit():
-                yield max(0, int(allowed) - int(used.read_text()))
+                kept = _stat(root / folder / "memory.stat", files)
+                yield max(0, int(allowed) - max(0, int(taken) - kept))
 
 
-def gigabytes(size: int) -> str:
-    """``4.5 GB``; whole ones without the fraction, small ones in MB."""
-    if size < 100e6:
-        return f"{max(size, 1e5) / 1e6:.1f} MB"
-    return f"{size / 1e9:.1f} GB".replace(".0 GB", " GB")
+def _stat(path: Path, name: str) -> int:
+    """Bytes of a cgroup's use by kind: files that were read once go when memory is needed."""
+    text = path.read_text() if path.is_file() else ""
+    found = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def gigabytes(size: int, *, up: bool = False) -> str:
+    """``4.5 GB``, ``360 MB`` below one: rounded down, as room is, or ``up``, as needs are."""
+    unit, name = (10**9, "GB") if size >= 10**9 else (10**6, "MB")
+    step = unit // 10 if size >= 10**9 or size < 10**7 else unit
+    rounded = (-(-size // step) if up else size // step) * step
+    return f"{rounded / unit:.1f} {name}".replace(".0 ", " ")
 
 
 @dataclass

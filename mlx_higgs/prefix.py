@@ -7,7 +7,6 @@ every id and code before the text.
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from . import __version__
 from .delay import DelayPattern
 from .frames import prefill
 from .models.cache import KVCache
+from .models.snapshot import Snapshot
 from .store import Folder, Store, Tensors, user_folder
 from .types import Audio, Prompt, Text
 from .weights import INDEX, weight_files
@@ -87,6 +87,7 @@ class PrefixCache:
         fingerprint: of the files the model came from (``fingerprint``); only a folder needs it.
         max_bytes: in memory; a larger voice is prefilled for every request.
         folder: shared with other processes, made when needed.
+        original: the weights as the files have them; None for those that the model has now.
     """
 
     def __init__(
@@ -97,10 +98,11 @@ class PrefixCache:
         max_bytes: int = MAX_BYTES,
         folder: Path | None = None,
         max_folder_bytes: int = MAX_FOLDER_BYTES,
+        original: Snapshot | None = None,
     ):
         self._model, self._fingerprint = model, fingerprint
         self._store = Store(max_bytes, folder and Folder(folder, max_folder_bytes))
-        self._weights = _references(model)
+        self._weights = original or Snapshot(model)
 
     @property
     def nbytes(self) -> int:
@@ -154,10 +156,8 @@ class PrefixCache:
         )
 
     def _check_weights(self) -> None:
-        arrays = list(_arrays(self._model).values())
-        same = [known() is array for known, array in zip(self._weights, arrays, strict=False)]
-        if len(arrays) != len(self._weights) or not all(same):
-            self._weights = _references(self._model)
+        if not self._weights.holds(self._model):
+            self._weights = Snapshot(self._model)
             self._store.folder = None
             self.clear()
 
@@ -293,8 +293,3 @@ def _filled(keys: mx.array, values: mx.array) -> KVCache:
 
 def _arrays(model: Any) -> Tensors:
     return dict(tree_flatten(model.parameters()))
-
-
-def _references(model: Any) -> list[weakref.ref]:
-    """Who changes a weight puts another array in its place."""
-    return [weakref.ref(array) for array in _arrays(model).values()]

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from .delay import DelayPattern, DelayState
 from .models.cache import Slots
+from .models.snapshot import Snapshot
 from .sampling import Kind, Sampler, Values, frame_keys, sample_codes, slide_window
 from .types import InputError
 
@@ -98,8 +99,11 @@ class CompiledStep:
 
 
 def _compiled(model: SpeechModel, pattern: DelayPattern, kind: Kind) -> Callable:
-    """Kept with the model: it holds the model's weights."""
-    known: dict = vars(model).setdefault("_compiled_steps", {})
+    """Kept with the model: it holds the weights it was compiled with, and is right for these."""
+    of_model = vars(model)
+    if "_compiled_with" not in of_model or not of_model["_compiled_with"].holds(model):
+        of_model |= {"_compiled_with": Snapshot(model), "_compiled_steps": {}}
+    known: dict = of_model["_compiled_steps"]
     if (pattern, kind) not in known:
         known[pattern, kind] = mx.compile(partial(_traced, model, pattern, kind))
     return known[pattern, kind]

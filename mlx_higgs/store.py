@@ -122,7 +122,8 @@ class Store:
     """Arrays in memory, in a folder behind it, or made now.
 
     Args:
-        max_bytes: what memory may hold; the arrays used longest ago go first.
+        max_bytes: what memory may hold; the arrays used longest ago go first, and what is larger
+            alone is not kept.
     """
 
     def __init__(self, max_bytes: int, folder: Folder | None = None):
@@ -159,6 +160,8 @@ class Store:
         self._kept.clear()
 
     def _keep(self, key: str, tensors: Tensors) -> None:
+        if nbytes(tensors) > self.max_bytes:
+            return
         self._kept[key] = tensors
         excess = self.nbytes - self.max_bytes
         for oldest in list(self._kept):

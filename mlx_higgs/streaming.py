@@ -25,6 +25,10 @@ class RowSource(Protocol):
 
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
+    def close(self) -> None:
+        """Stop making them, begun or not."""
+        ...
+
 
 class SpeechStream:
     """The waveform of a row stream, chunk by chunk, equal to decoding all of it at once.

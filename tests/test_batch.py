@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -131,6 +133,69 @@ def test_a_prompt_that_cannot_be_computed_fails_alone(seed: int):
         list(wrong)
     for rows, request in zip(joined, asked, strict=True):
         assert [row.tolist() for row in rows] == alone(model, request)[0]
+
+
+def test_what_breaks_a_batch_is_told_to_all_and_does_not_stay(seed: int, monkeypatch):
+    """Out of memory while a third prompt is computed: nobody waits for ever, the next ones run."""
+    model, asked = tiny_model(seed), requests(seed, 4)
+    batch = Batch(model)
+    joined = [batch.join(*request) for request in asked[:2]]
+    batch.step()
+    batch.step()
+
+    def full(*_):
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_module, "prefill", full)
+        joined.append(batch.join(*asked[2]))
+        with pytest.raises(RuntimeError, match="no memory"):
+            batch.step()
+    for rows in joined:
+        with pytest.raises(GenerationError, match="no memory"):
+            list(rows)
+    later = batch.join(*asked[3])
+    assert [row.tolist() for row in later] == alone(model, asked[3])[0]
+
+
+def test_a_request_can_be_given_up_before_its_turn(seed: int):
+    model, asked = tiny_model(seed), requests(seed, 2)
+    batch = Batch(model, max_rows=1)
+    first, second = (batch.join(*request) for request in asked)
+    second.close()
+    positions, hidden = [], model.hidden
+    model.hidden = lambda x, *rest: (positions.append(x.shape[:2]), hidden(x, *rest))[1]
+    list(first)
+    batch.step()
+    assert list(second) == []
+    assert sum(shape[1] > 1 for shape in positions) == 1  # only one prompt was computed
+
+
+def test_a_closed_batch_says_so_to_those_under_way(seed: int):
+    model, asked = tiny_model(seed), requests(seed, 2)
+    batch = Batch(model, max_rows=1)
+    under_way, waiting = (batch.join(*request) for request in asked)
+    batch.step()
+    batch.close()
+    with pytest.raises(GenerationError, match="closed"):
+        list(under_way)
+    assert list(waiting) == []
+
+
+def test_a_batch_keeps_nothing_of_those_who_have_ended(seed: int):
+    """Not even in a cycle that waits for the garbage collector."""
+    model, (asked,) = tiny_model(seed), requests(seed, 1)
+    mx.eval(model.parameters())
+    list(Rows(model, *asked))
+    gc.collect()
+    before = mx.get_active_memory()
+    gc.disable()
+    try:
+        list(Batch(model).join(*asked))
+        mx.synchronize()
+        assert mx.get_active_memory() <= before + 4096  # a few numbers; the caches are 64 kB
+    finally:
+        gc.enable()
 
 
 def test_the_host_reads_once_a_frame_and_a_frame_late(seed: int, monkeypatch):

@@ -199,6 +199,27 @@ def test_every_loop_makes_the_same_rows(seed: int):
             assert why == reason
 
 
+def test_a_compiled_loop_sees_weights_that_were_replaced(seed: int):
+    model, chosen = without_eos(tiny_model(seed)), params(seed)
+    first, _ = rows_of(model, PROMPT, chosen, loop="compiled")
+    head = model.audio_decoder_proj.audio_lm_head
+    head.weight = mx.random.normal(head.weight.shape, key=mx.random.key(seed))
+    again, _ = rows_of(model, PROMPT, chosen, loop="compiled")
+    assert not np.array_equal(first, again)
+    assert np.array_equal(again, rows_of(model, PROMPT, chosen, loop="eager")[0])
+
+
+def test_closed_rows_end(seed: int):
+    rows = Rows(without_eos(tiny_model(seed)), PROMPT, params(seed))
+    rows.close()
+    assert list(rows) == []
+    rows = Rows(without_eos(tiny_model(seed)), PROMPT, params(seed))
+    for count, _ in enumerate(rows, 1):
+        if count == 3:
+            rows.close()
+    assert count == 3
+
+
 def test_another_loop_is_refused(seed: int):
     with pytest.raises(InputError, match="no loop 'fast'"):
         Rows(tiny_model(seed), PROMPT, params(), loop="fast")

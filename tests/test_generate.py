@@ -103,14 +103,21 @@ def test_quantize_while_loading():
     assert soundfile.info("speech.wav").frames == 12 * 960
 
 
-def checkpoint(**config) -> str:
+def checkpoint(codec: bool = True, **config) -> str:
     """The demo with a changed config."""
     from mlx_higgs.loading import DEMO
 
     folder = Path(shutil.copytree(DEMO, "changed"))
+    if not codec:
+        shutil.rmtree(folder / "codec")
     old = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**old, **config}))
     return "changed"
+
+
+def empty_folder() -> list[str]:
+    Path("empty").mkdir()
+    return ["--model", "empty"]
 
 
 def truncated() -> str:
@@ -146,6 +153,11 @@ BAD = {
     "folder missing": (lambda: ["-o", "none/out.wav"], "does not exist"),
     "suffix unknown": (lambda: ["-o", "out.xyz"], "no known suffix"),
     "model missing": (lambda: ["--model", "./none"], "no folder ./none"),
+    "no checkpoint": (empty_folder, "empty holds no config.json: it is not a checkpoint."),
+    "another model without a codec": (
+        lambda: ["--model", checkpoint(False, model_type="llama")],
+        "'llama'",
+    ),
     "another model": (lambda: ["--model", checkpoint(model_type="llama")], "'llama'"),
     "shard truncated": (lambda: ["--model", truncated()], "is truncated"),
     "variant unsupported": (lambda: ["--model", checkpoint(hidden_act="gelu")], "hidden_act"),
@@ -169,6 +181,18 @@ def test_bad_input_is_one_line_and_writes_nothing(name: str, capsys):
     assert message in err
     assert out == ""
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_text_too_long_says_what_bounds_it(capsys):
+    assert main(["--text", "word " * 4_800, "--max-frames", "100000"]) == 2
+    err = capsys.readouterr().err
+    assert "of the 8192 positions that prompt and speech share" in err
+    assert "Split it" in err
+    assert "--max-frames" not in err
+    assert main(["--text", "word " * 4_800]) == 2  # more frames would not help either
+    assert "--max-frames" not in capsys.readouterr().err
+    assert main(["--text", "word " * 1_000]) == 2
+    assert "raise --max-frames" in capsys.readouterr().err
 
 
 def test_an_output_that_exists_is_kept(capsys):

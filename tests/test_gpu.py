@@ -8,7 +8,11 @@ import pytest
 from tiny_model import tiny_model
 
 from mlx_higgs.codec import HiggsCodec
+from mlx_higgs.frames import Rows
 from mlx_higgs.loading import DEMO
+from mlx_higgs.memory import bounded
+from mlx_higgs.sampling import SamplingParams
+from mlx_higgs.step import fastest_loop
 from mlx_higgs.types import Text
 
 pytestmark = pytest.mark.skipif(
@@ -57,3 +61,30 @@ def test_the_talker_equals_the_cpus(seed: int):
         return np.array(model.audio_logits(model.hidden(x, model.make_cache(), is_audio)))
 
     assert np.abs(on(mx.cpu, logits) - on(mx.gpu, logits)).max() <= 5e-2  # TF32 on CUDA
+
+
+def test_the_faster_loop_is_found_once(seed: int):
+    model = tiny_model(seed)
+    loop = fastest_loop(model)
+    assert loop in ("async", "compiled")
+    assert fastest_loop(model) == loop
+
+
+def test_the_compiled_loop_makes_the_rows_of_the_eager_one(seed: int):
+    """Greedy: the two add in another order, so a draw could fall on the other side of a border."""
+    model, params = tiny_model(seed), SamplingParams(0.0, ras_window=0, max_frames=60, seed=1)
+    made = [
+        np.stack(list(Rows(model, [Text([1, 2, 3])], params, loop=loop)))
+        for loop in ("eager", "compiled")
+    ]
+    assert np.array_equal(*made)
+
+
+def test_limits_are_those_from_before_once_speech_is_made():
+    before = mx.set_cache_limit(1 << 30)
+    try:
+        with bounded():
+            pass
+        assert mx.set_cache_limit(1 << 30) == 1 << 30
+    finally:
+        mx.set_cache_limit(before)

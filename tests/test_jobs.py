@@ -23,6 +23,7 @@ import pytest
 import soundfile
 
 from mlx_higgs import generate
+from mlx_higgs import ledger as ledgers
 from mlx_higgs.defaults import Defaults
 from mlx_higgs.generate import build_parser, build_request, main
 from mlx_higgs.joblines import FIELDS, NAME, JobFile
@@ -373,6 +374,7 @@ def test_nothing_to_run_is_exit_code_2_and_no_folder(stand_in: StandIn, capsys):
     assert "--play" in refused(capsys, *BATCH, "--play")
     assert "--max-batch is 0" in refused(capsys, *BATCH, "--max-batch", "0")
     assert "no folder ./none" in refused(capsys, *BATCH, "--model", "./none")
+    assert "holds no config.json" in refused(capsys, *BATCH, "--model", ".")
     assert not Path("D").exists()
     assert not stand_in.requests
 
@@ -406,7 +408,7 @@ def test_what_is_done_is_not_done_again(stand_in: StandIn, monkeypatch, capsys):
     many()
     assert main(BATCH) == 0
     before = {path: path.stat() for path in Path("D").iterdir()}
-    monkeypatch.setattr(generate, "load_server", None)  # not even loaded
+    monkeypatch.setattr(generate, "load_server", pytest.fail)  # not even loaded
     assert main(BATCH) == 0
     assert main([*BATCH, "--force"]) == 0
     assert capsys.readouterr().err.count("7 of 7 done already.") == 2
@@ -476,6 +478,107 @@ def test_files_that_are_not_ours_stay(stand_in: StandIn, capsys):
     assert Path("D/notes.txt").read_text() == "mine"
 
 
+STRANGE = [
+    b"my notes without newline",
+    b"my notes\n",
+    b'{"score": 1}\n{"sco',
+    b'{"line": 1, "score": 2}\n',
+    b'my notes\n{"line": 1',
+]
+
+
+@pytest.mark.parametrize("data", STRANGE)
+def test_results_of_somebody_else_stay(data: bytes, stand_in: StandIn, capsys):
+    many(2)
+    Path("D").mkdir()
+    Path("D", RESULTS).write_bytes(data)
+    assert "is not from a batch" in refused(capsys, *BATCH)
+    assert not stand_in.requests
+    assert [(p.name, p.read_bytes()) for p in Path("D").iterdir()] == [(RESULTS, data)]
+
+
+def test_what_others_left_in_the_folders_stays(stand_in: StandIn, monkeypatch):
+    many(2)
+    theirs = {"precious/a.txt": b"mine", "notes.txt": b"mine", "data.json": b'{"mine": 1}'}
+    for name, data in theirs.items():
+        path = Path("D", UNFINISHED, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert main(BATCH) == 0
+    assert {name: Path("D", UNFINISHED, name).read_bytes() for name in theirs} == theirs
+    assert len(list(Path("D", UNFINISHED).iterdir())) == len(theirs)
+    assert [entry["line"] for entry in results()] == [2, 1]
+    Path("E").mkdir()
+    Path("E", RESULTS).touch()
+
+    def broken(*_, **__):
+        raise InputError("broken")
+
+    monkeypatch.setattr(generate, "load_server", broken)
+    assert main([*BATCH[:3], "E"]) == 2
+    assert [path.name for path in Path("E").iterdir()] == [RESULTS]
+
+
+@pytest.mark.parametrize("tail", [b'{"li', b'{"line": 1, "id": "a', b"\0\0\0"])
+def test_a_first_entry_cut_off_is_mended(tail: bytes, stand_in: StandIn):
+    many(2)
+    Path("D").mkdir()
+    Path("D", RESULTS).write_bytes(tail)
+    assert main(BATCH) == 0
+    assert len(results()) == 2
+
+
+def test_a_line_added_by_hand_is_no_cut_off_entry():
+    with Ledger(Path("D")) as ledger:
+        kept(ledger, "a.wav", "first")
+    with Path("D", RESULTS).open("ab") as file:
+        file.write(b"my note")
+    with Ledger(Path("D")) as ledger:
+        kept(ledger, "b.wav", "first")
+    assert Path("D", RESULTS).read_bytes().splitlines()[1] == b"my note"
+    with Ledger(Path("D")) as ledger:
+        assert ledger.made == {"a.wav": "first", "b.wav": "first"}
+
+
+def test_an_empty_sound_is_not_done(stand_in: StandIn, capsys):
+    many()
+    assert main([*BATCH, "--seed", "1"]) == 0
+    before = contents()
+    Path("D/job-3.wav").write_bytes(b"")
+    assert main([*BATCH, "--seed", "1"]) == 0
+    assert "6 of 7 done already." in capsys.readouterr().err
+    assert contents() == before
+
+
+def test_everything_is_on_the_disk_before_the_next_step(monkeypatch):
+    steps: list[tuple[str, int]] = []
+    sync, replace = ledgers._sync, os.replace
+
+    def recorded(path: Path) -> None:
+        steps.append((path.name, 0 if path.is_dir() else path.stat().st_size))
+        sync(path)
+
+    def moved(source: Path, target: Path) -> None:
+        steps.append(("move", 0))
+        replace(source, target)
+
+    with Ledger(Path("D")) as ledger:
+        kept(ledger, "a.wav", "first")
+        before = Path("D", RESULTS).stat().st_size
+        monkeypatch.setattr(ledgers, "_sync", recorded)
+        monkeypatch.setattr(ledgers.os, "replace", lambda a, b: moved(Path(a), Path(b)))
+        kept(ledger, "a.wav", "again")
+    sound, entry = Path("D/a.wav").stat().st_size, Path("D", RESULTS).stat().st_size
+    assert steps[-6:] == [
+        ("a.wav", sound),
+        ("a.wav.json", entry - before),
+        (UNFINISHED, 0),
+        ("move", 0),
+        ("D", 0),
+        (RESULTS, entry),
+    ]
+
+
 def test_one_failure_is_recorded_and_tried_again(stand_in: StandIn, monkeypatch, capsys):
     many(4)
     answer, fails = stand_in.answer, True
@@ -542,7 +645,7 @@ def loudness(key: str) -> float:
 
 def kept(ledger: Ledger, name: str, key: str) -> None:
     wave = np.full(960, loudness(key), np.float32)
-    ledger.keep({"output": name, "hash": key, "line": 1}, wave, 24_000)
+    ledger.keep({"line": 1, "output": name, "hash": key}, wave, 24_000)
 
 
 def drop(ledger: Ledger) -> None:

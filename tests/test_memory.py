@@ -13,10 +13,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
+import tiny_adapter
 from checkpoints import all_logits, nbytes, random_checkpoint, tensors
 
 from mlx_higgs import footprint as footprints
-from mlx_higgs import memory
+from mlx_higgs import generate, memory
+from mlx_higgs.adapters import apply_adapter, save_adapter
+from mlx_higgs.batch import Batch
 from mlx_higgs.codec import HiggsCodec
 from mlx_higgs.codec.config import CodecConfig
 from mlx_higgs.convert import convert
@@ -26,6 +29,7 @@ from mlx_higgs.generate import main
 from mlx_higgs.loading import DEMO, build_model, load, load_model, open_model
 from mlx_higgs.memory import bounded, gigabytes, parse_size
 from mlx_higgs.quantization import PLANS, Plan, Quantization
+from mlx_higgs.sampling import SamplingParams
 from mlx_higgs.server import HiggsAudioServer
 from mlx_higgs.server.warm import compile_kernels
 from mlx_higgs.types import Audio, InputError, Text
@@ -107,6 +111,25 @@ def test_expected_peak_is_near_the_measured_one(tmp_path: Path, seed: int):
     assert 0.5 * expected.speaking < measured <= expected.speaking
 
 
+def test_expected_peak_of_texts_side_by_side(tmp_path: Path, seed: int, monkeypatch):
+    monkeypatch.setattr(footprints, "REFERENCE", 10.0)
+    monkeypatch.setattr(footprints, "SPEECH", 10.0)
+    wide = {"num_hidden_layers": 4, "num_key_value_heads": 4, "head_dim": 64}
+    source = random_checkpoint(tmp_path / "source", seed, dtype="float32", **wide)
+    expected = footprint(open_model(source), Plan(), streams=4)
+    before = used()
+    mx.reset_peak_memory()
+    model = load(source).model
+    batch, rng = Batch(model, 4), np.random.default_rng(seed)
+    prompt = [Text([1] * 50), Audio(mx.array(rng.integers(0, 256, (250, 8)))), Text([2] * 260)]
+    rows = [batch.join(prompt, SamplingParams(seed=i, max_frames=12 + 4 * i)) for i in range(5)]
+    for request in rows:
+        for _ in request:
+            pass
+    measured = mx.get_peak_memory() - before
+    assert 0.5 * expected.speaking < measured <= expected.speaking
+
+
 def test_the_text_side_is_what_no_frame_reads():
     quantised = open_model(DEMO, quantize=Plan(None, Quantization.of(4)))
     for module in quantised.modules():
@@ -147,7 +170,7 @@ def test_the_best_that_fits_is_chosen_and_said(source: Path, asked: str | None):
         choice = choose(source, DEMO / "codec", asked, kilobytes(size))
         assert choice.plan == PLANS[name]
         assert choice.line is not None
-        assert f"expected peak {gigabytes(size)}" in choice.line
+        assert f"expected peak {gigabytes(size, up=True)}" in choice.line
         if name != "none":
             assert f"at {name} bits" in choice.line
 
@@ -163,9 +186,77 @@ def test_nothing_is_said_where_nothing_is_chosen(source: Path, monkeypatch):
     assert choose(source, DEMO / "codec").plan == Plan()
 
 
+@pytest.mark.parametrize(("streams", "late"), [(1, False), (1, True), (4, False), (4, True)])
+def test_what_is_chosen_covers_how_it_is_used(source: Path, streams: int, late: bool, monkeypatch):
+    monkeypatch.setattr(footprints, "ENCODE_BUFFERS", 1)
+    codec = footprints.codec_config(DEMO / "codec")
+    one, all_of_them = (
+        footprint(open_model(source), Plan(), codec, streams=n) for n in (1, streams)
+    )
+    assert all_of_them.cache == streams * one.cache
+    needed = all_of_them.together if late else all_of_them.peak
+    assert needed > one.peak or (streams, late) == (1, False)
+    if late:  # the encoder, and whatever else is in memory then
+        others = all_of_them.cache if streams > 1 else 0
+        assert needed >= one.weights + one.decoder + one.encoding + others
+    use = {"streams": streams, "late_clips": late}
+    choice = choose(source, DEMO / "codec", None, kilobytes(needed), **use)
+    assert choice.plan == Plan()
+    assert choice.line is not None
+    assert f"expected peak {gigabytes(needed, up=True)}" in choice.line
+    assert ("with 4 texts at once" in choice.line) == (streams == 4)
+    assert choose(source, DEMO / "codec", None, kilobytes(needed - 1), **use).plan != Plan()
+    with pytest.raises(InputError) as refusal:
+        choose(source, DEMO / "codec", None, "10KB", **use)
+    assert ("--max-batch" in str(refusal.value)) == (streams == 4)
+
+
+def test_a_batch_and_an_adapter_are_planned_for(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[int, bool]] = []
+
+    class AskedError(Exception):
+        pass
+
+    def record(*_: Any, streams: int, late_clips: bool) -> None:
+        asked.append((streams, late_clips))
+        raise AskedError
+
+    monkeypatch.setattr(footprints, "choose", record)
+    lines = [{"text": "one"}, {"text": "two"}, {"text": "six", "voice": "en_woman"}]
+    Path("jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("plain.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    batch = ["--output-dir", "D", "--batch"]
+    for options in (
+        ["--text", "one"],
+        ["--text", "one", "--adapter", "x"],
+        [*batch, "jobs.jsonl"],
+        [*batch, "jobs.jsonl", "--max-batch", "2"],
+        [*batch, "plain.jsonl"],
+    ):
+        with pytest.raises(AskedError):
+            generate.generate(generate.build_parser().parse_args(options))
+    assert asked == [(1, False), (1, True), (3, True), (2, True), (1, False)]
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "need"),
+    [
+        (4_510_000_000, "4.5 GB", "4.6 GB"),
+        (8_000_000_000, "8 GB", "8 GB"),
+        (1_049_999_999, "1 GB", "1.1 GB"),
+        (360_400_000, "360 MB", "361 MB"),
+        (1_230_000, "1.2 MB", "1.3 MB"),
+        (40_000, "0 MB", "0.1 MB"),
+    ],
+)
+def test_room_is_rounded_down_and_needs_up(size: int, room: str, need: str):
+    assert (gigabytes(size), gigabytes(size, up=True)) == (room, need)
+
+
 def test_a_refusal_says_what_would_fit(source: Path):
     sizes = peaks(source)
-    with pytest.raises(InputError, match=rf"at least {gigabytes(sizes['4'])} at 4 bits"):
+    with pytest.raises(InputError, match=rf"at least {gigabytes(sizes['4'], up=True)} at 4 "):
         choose(source, DEMO / "codec", None, kilobytes(sizes["4"] - 1))
     with pytest.raises(InputError, match=r"At 6/4 bits it needs .*--quantize 6/4\."):
         choose(source, DEMO / "codec", "8", kilobytes(sizes["6/4"]))
@@ -238,6 +329,12 @@ def test_the_machine_is_the_least_of_what_it_says(tmp_path: Path):
     write("sys/fs/cgroup/memory/memory.limit_in_bytes", "3000000\n")
     write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1000000\n")
     assert memory._available(tmp_path) == 2_000_000
+    write("sys/fs/cgroup/memory/memory.stat", "inactive_file 5\ntotal_inactive_file 900000\n")
+    assert memory._available(tmp_path) == 2_900_000
+    write("sys/fs/cgroup/memory.current", "3001000\n")
+    assert memory._available(tmp_path) == 1_000_000
+    write("sys/fs/cgroup/memory.stat", "anon 1000\ninactive_file 500000\nactive_file 7\n")
+    assert memory._available(tmp_path) == 1_500_000
 
 
 # -- loading ------------------------------------------------------------------------------------
@@ -260,6 +357,15 @@ def test_joined_and_split_side_by_side_speak_alike(tmp_path: Path, seed: int, na
     source = random_checkpoint(tmp_path / "source", seed, dtype="float32")
     plain, joined = load_model(source, quantize=PLANS[name]), load(source, quantize=PLANS[name])
     assert np.abs(all_logits(plain) - all_logits(joined.model)).max() < 1e-4
+
+
+def test_an_adapter_for_joined_matrices_says_how_to_load_it(tmp_path: Path, seed: int):
+    settings = tiny_adapter.config("lora", tiny_adapter.KEYS)
+    save_adapter(tmp_path, tiny_adapter.adapted(tiny_adapter.base(seed), settings, seed), settings)
+    joined = tiny_adapter.base(seed)
+    joined.fuse()
+    with pytest.raises(InputError, match=r"joined into qkv_proj .* load the model with adapter="):
+        apply_adapter(joined, tmp_path)
 
 
 def test_weights_stay_on_disk_until_they_are_needed(tmp_path: Path, seed: int):

@@ -19,6 +19,7 @@ from tiny_model import tiny_model
 from mlx_higgs import HiggsAudioServer, frames, prefix
 from mlx_higgs.frames import Rows
 from mlx_higgs.loading import DEMO
+from mlx_higgs.models.snapshot import Snapshot
 from mlx_higgs.models.v2 import Model
 from mlx_higgs.prefix import (
     ClipCodes,
@@ -146,7 +147,7 @@ def test_what_is_kept_takes_no_more_than_its_positions(seed: int):
     assert found.nbytes == 2 * args.num_hidden_layers * args.head_dim * found.positions * 4
     before = active()
     again = prefix_of(PrefixCache(model, ""), voice(seed))
-    assert active() - before < 1.1 * again.nbytes  # MLX counts in pages
+    assert active() - before < 1.2 * again.nbytes  # MLX counts in pages
 
 
 def active() -> int:
@@ -468,3 +469,16 @@ def test_nothing_is_written_by_default_for_a_small_model(tmp_path: Path, monkeyp
     )
     small.generate("one", voice="en_man", max_new_frames=30, seed=1)
     assert files(tmp_path) == []
+
+
+def test_weights_changed_before_the_first_request_reach_no_file(tmp_path: Path, seed: int):
+    """The files are found by what the checkpoint was when it was loaded."""
+    model = speaker(seed)
+    original = Snapshot(model)
+    kept = PrefixCache(model, "of the files", folder=tmp_path, original=original)
+    assert prefix_of(kept, voice(seed)).parts
+    assert len(list(tmp_path.iterdir())) == 1
+    model.norm.weight = model.norm.weight * 2
+    changed = PrefixCache(model, "of the files", folder=tmp_path / "other", original=original)
+    assert prefix_of(changed, voice(seed)).parts
+    assert not (tmp_path / "other").exists()

@@ -182,7 +182,7 @@ def _takes(arguments: argparse.Namespace, job: Job) -> Iterator[Take]:
     if job.recordings:
         return play_back(job.recordings)
     arguments.model = arguments.model or DEFAULT_MODEL
-    server = load_server(arguments)
+    server = load_server(arguments, many_clips=bool(job.voices))
     if not server.higgs.defaults.clones and (job.voices or arguments.voice or arguments.ref_audio):
         raise InputError("This checkpoint cannot clone: leave the voice out.")
     options = {"scene": arguments.scene, "temperature": arguments.temperature}

@@ -66,26 +66,49 @@ def grown(store: mx.array | None, like: mx.array, capacity: int) -> mx.array:
     return room if store is None else mx.concatenate([store, room], axis=2)
 
 
+class Places:
+    """Where the requests of ``Slots`` stand. The layers share it, and it holds none of them.
+
+    Attributes:
+        offsets: positions filled, int32 ``[B]``.
+        visible: positions that a step looks at, its own included.
+        mask: bool ``[B, 1, 1, visible]``, what each may attend in this step.
+    """
+
+    def __init__(self, offsets: mx.array, visible: int):
+        self.offsets = offsets
+        self.see(visible)
+
+    def see(self, visible: int) -> None:
+        self.visible = visible
+        self.mask = (mx.arange(visible) <= self.offsets[:, None])[:, None, None]
+
+
 class SlotCache:
     """One layer's keys and values of the requests in ``Slots``."""
 
-    def __init__(self, slots: Slots, keys: mx.array, values: mx.array):
-        self._slots, self.keys, self.values = slots, keys, values
+    def __init__(self, places: Places, keys: mx.array, values: mx.array):
+        self.places, self.keys, self.values = places, keys, values
 
     @property
     def offset(self) -> mx.array:
         """Positions filled, int32 ``[B]``."""
-        return self._slots.offsets
+        return self.places.offsets
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write one position ``[B, kv_heads, 1, head_dim]`` of each; return all that is visible."""
         self.keys = self._put(self.keys, keys)
         self.values = self._put(self.values, values)
-        visible = self._slots.visible
+        visible = self.places.visible
         return self.keys[..., :visible, :], self.values[..., :visible, :]
 
     def mask(self, added: int) -> mx.array:
-        return self._slots.mask
+        return self.places.mask
+
+    def replace(self, keys: mx.array, values: mx.array) -> None:
+        """Put others in their place at once, so that only one layer is ever there twice."""
+        self.keys, self.values = keys, values
+        mx.eval(keys, values)
 
     def _put(self, store: mx.array, new: mx.array) -> mx.array:
         if len(store) == 1:
@@ -99,9 +122,7 @@ class Slots:
 
     Attributes:
         layers: one ``SlotCache`` a layer.
-        offsets: positions filled, int32 ``[B]``, on the device.
-        lengths: the same for the host; empty while a step is being compiled.
-        mask: bool ``[B, 1, 1, visible]``, what each may attend in this step.
+        lengths: positions filled, for the host; empty while a step is being compiled.
     """
 
     def __init__(
@@ -110,9 +131,10 @@ class Slots:
         stores: Iterable[tuple[mx.array, mx.array]],
         lengths: Iterable[int] = (),
     ):
-        self.layers = [SlotCache(self, keys, values) for keys, values in stores]
-        self.offsets, self.lengths = offsets, list(lengths)
-        self._see(self.capacity)
+        stores = list(stores)
+        self._places = Places(offsets, stores[0][0].shape[2])
+        self.layers = [SlotCache(self._places, keys, values) for keys, values in stores]
+        self.lengths = list(lengths)
 
     @classmethod
     def of(cls, caches: Sequence[KVCache]) -> Slots:
@@ -122,6 +144,11 @@ class Slots:
         return cls(mx.array([offset], dtype=mx.int32), stores, [offset])
 
     @property
+    def offsets(self) -> mx.array:
+        """The lengths on the device, int32 ``[B]``."""
+        return self._places.offsets
+
+    @property
     def capacity(self) -> int:
         return self.layers[0].keys.shape[2]
 
@@ -129,11 +156,11 @@ class Slots:
         """Make room for one position more in every slot, and look no further than that."""
         longest = max(self.lengths) + 1
         self.reserve(longest)
-        self._see(longest)
+        self._places.see(longest)
 
     def advance(self) -> None:
         """The position just written counts."""
-        self.offsets = self.offsets + 1
+        self._places.offsets = self.offsets + 1
         self.lengths = [length + 1 for length in self.lengths]
 
     def reserve(self, positions: int) -> None:
@@ -142,30 +169,30 @@ class Slots:
             layer.keys = grown(layer.keys, layer.keys, buckets(positions))
             layer.values = grown(layer.values, layer.values, buckets(positions))
 
-    def take(self, kept: list[int]) -> Slots:
-        """Some of the slots, no longer than they need."""
+    def take(self, kept: list[int]) -> None:
+        """Keep some of the slots, no longer than they need."""
         if kept == list(range(len(self.lengths))):
-            return self
-        index, lengths = mx.array(kept), [self.lengths[slot] for slot in kept]
-        room = buckets(max(lengths) + 1)
-        stores = [
-            (layer.keys[index][:, :, :room], layer.values[index][:, :, :room])
-            for layer in self.layers
-        ]
-        return Slots(self.offsets[index], stores, lengths)
+            return
+        index = mx.array(kept)
+        self.lengths = [self.lengths[slot] for slot in kept]
+        room = buckets(max(self.lengths) + 1)
+        for layer in self.layers:
+            layer.replace(layer.keys[index][:, :, :room], layer.values[index][:, :, :room])
+        self._places = self._moved(self.offsets[index])
 
-    def join(self, other: Slots) -> Slots:
-        """These slots, then the others."""
+    def join(self, other: Slots) -> None:
+        """Put the other's slots behind these; it gives them up layer by layer."""
         capacity = max(self.capacity, other.capacity)
-        for slots in (self, other):
-            slots.reserve(capacity)
-        stores = [
-            (mx.concatenate([a.keys, b.keys]), mx.concatenate([a.values, b.values]))
-            for a, b in zip(self.layers, other.layers, strict=True)
-        ]
-        offsets = mx.concatenate([self.offsets, other.offsets])
-        return Slots(offsets, stores, [*self.lengths, *other.lengths])
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            keys = [grown(store, store, capacity) for store in (ours.keys, theirs.keys)]
+            values = [grown(store, store, capacity) for store in (ours.values, theirs.values)]
+            theirs.keys = theirs.values = mx.zeros((0,))
+            ours.replace(mx.concatenate(keys), mx.concatenate(values))
+        self.lengths += other.lengths
+        self._places = self._moved(mx.concatenate([self.offsets, other.offsets]))
 
-    def _see(self, visible: int) -> None:
-        self.visible = visible
-        self.mask = (mx.arange(visible) <= self.offsets[:, None])[:, None, None]
+    def _moved(self, offsets: mx.array) -> Places:
+        places = Places(offsets, self.capacity)
+        for layer in self.layers:
+            layer.places = places
+        return places

@@ -17,7 +17,8 @@ def run_together(
     start: Callable[..., SpeechJob], batch: Batch, requests: Iterable[SpeechRequest]
 ) -> Iterator[tuple[int, Speech | HiggsError]]:
     """The place of each request, and its speech or why there is none, as they end."""
-    coming, running = enumerate(requests), {}
+    coming = enumerate(requests)
+    running: dict[int, Iterator[Speech | None]] = {}
     try:
         while True:
             for index, request in islice(coming, batch.max_rows + AHEAD - len(running)):
@@ -29,12 +30,11 @@ def run_together(
                 return
             for index in list(running)[: batch.max_rows]:
                 try:
-                    speech = next(running[index])
+                    result = next(running[index])
                 except HiggsError as error:
-                    speech = error
-                if speech is not None:
+                    result = error
+                if result is not None:
                     del running[index]
-                    yield index, speech
+                    yield index, result
     finally:
-        for steps in running.values():
-            steps.close()
+        batch.close()

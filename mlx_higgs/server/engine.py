@@ -68,8 +68,6 @@ class HiggsAudioServer:
         self._folder = voice_folder(voice_cache, higgs.path)
         self._clips: ClipCodes | None = None
         self._prefixes: PrefixCache | None = None
-        if not higgs.unread:  # what the weights are is written down before anybody changes them
-            self._prefix_cache()
 
     @classmethod
     def from_pretrained(
@@ -256,7 +254,7 @@ class HiggsAudioServer:
             weights, folder = self._known(
                 lambda: fingerprint(higgs.path, stored_as(model), higgs.adapter, higgs.codec_folder)
             )
-            self._prefixes = PrefixCache(model, weights, folder=folder)
+            self._prefixes = PrefixCache(model, weights, folder=folder, original=higgs.original)
         return self._prefixes
 
     def _known(self, weights: Callable[[], str]) -> tuple[str, Path | None]:

@@ -38,6 +38,7 @@ class SpeechJob:
     ):
         self.request, self.prompt, self.params = request, prompt, params
         self._higgs, self._sound, self._started = higgs, 0.0, started
+        self._rows = rows
         self.stream = SpeechStream(
             rows,
             higgs.codec,
@@ -70,6 +71,10 @@ class SpeechJob:
                 f"{self.stream.stop_reason} after {self.stream.num_rows} frames). "
                 f"{ADVICE.get(self.stream.stop_reason or '', 'Try another seed.')}"
             )
+
+    def close(self) -> None:
+        """Give it up, begun or not."""
+        self._rows.close()
 
     def run(self) -> Speech:
         """All chunks as one speech, faded as the request wants it.

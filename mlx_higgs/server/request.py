@@ -149,13 +149,18 @@ def fit(
     Raises:
         InputError: a text that cannot fit.
     """
-    frames = min(params.max_frames, MAX_POSITIONS - positions(prompt, delay))
+    room = MAX_POSITIONS - positions(prompt, delay)
+    frames = min(params.max_frames, room)
     shortest = len(text) / CHARACTERS_PER_SECOND * FRAME_RATE
     if shortest > frames and (request.max_new_frames is None or frames < params.max_frames):
+        left = max(room if shortest > room else frames, 0)
+        why, mend = "", "raise --max-frames (max_new_frames)"
+        if shortest > room:
+            why = f" of the {MAX_POSITIONS} positions that prompt and speech share"
+            mend = "shorten the references"
         raise InputError(
-            f"The text of {len(text)} characters cannot fit: {max(frames, 0)} frames "
-            f"({max(frames, 0) / FRAME_RATE:.0f} s) are left for it. Split it, shorten the "
-            "references, or raise --max-frames (max_new_frames)."
+            f"The text of {len(text)} characters cannot fit: {left} frames "
+            f"({left / FRAME_RATE:.0f} s){why} are left for it. Split it, or {mend}."
         )
     if request.guards and request.max_new_frames is None:
         frames = min(frames, frame_cap(text))

@@ -1,0 +1,31 @@
+"""Whether a model still has the weights it had."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+
+class Snapshot:
+    """The arrays of a model at one time, none of them kept alive.
+
+    Who changes a weight puts another array in its place (an adapter, training, ``update``).
+    """
+
+    def __init__(self, model: Any):
+        self._weights = [weakref.ref(array) for array in _arrays(model)]
+
+    def holds(self, model: Any) -> bool:
+        """Whether all of them are still there, and no others."""
+        now = _arrays(model)
+        return len(now) == len(self._weights) and all(
+            ref() is array for ref, array in zip(self._weights, now, strict=True)
+        )
+
+
+def _arrays(model: Any) -> list[mx.array]:
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return list(arrays.values())
