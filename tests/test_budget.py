@@ -38,7 +38,7 @@ VIEWS = {  # they move no data
     "Unflatten",
 }
 # kernels of a layer and of the rest (embedding, head, sampler, delay), recorded 2026-11-21
-LAYER, FUSED_LAYER, REST = 61, 43, 121
+LAYER, FUSED_LAYER, REST = 60, 42, 121
 FUSED_MATMULS = 6  # qkv, out, gate and up, down; and two that are attention
 
 
