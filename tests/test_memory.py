@@ -23,6 +23,7 @@ from mlx_higgs.batch import Batch
 from mlx_higgs.codec import HiggsCodec
 from mlx_higgs.codec.config import CodecConfig
 from mlx_higgs.convert import convert
+from mlx_higgs.evaluate.shapes import SHAPES
 from mlx_higgs.footprint import choose, footprint
 from mlx_higgs.frames import prefill
 from mlx_higgs.generate import main
@@ -34,18 +35,6 @@ from mlx_higgs.server import HiggsAudioServer
 from mlx_higgs.server.warm import compile_kernels
 from mlx_higgs.types import Audio, InputError, Text
 
-V2_3B = {
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "codebook_size": 1026,
-    "audio_stream_bos_id": 1024,
-    "audio_stream_eos_id": 1025,
-}
 DEEP: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 640,
@@ -76,7 +65,7 @@ def used() -> int:
 def test_the_real_v2_by_arithmetic(name: str, weights: float, peak: float):
     """Its 5.771 billion parameters without the text head, at 8.5, 6.5 and 4.5 bits each."""
     before = used()
-    model = build_model(json.loads((DEMO / "config.json").read_text()) | V2_3B)
+    model = build_model(SHAPES["v2-3b"])
     model.set_dtype(mx.bfloat16)
     expected = footprint(model, PLANS[name], CodecConfig())
     assert expected.weights / 1e9 == pytest.approx(weights, abs=0.005)

@@ -13,26 +13,14 @@ import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 from tiny_model import CONFIG, tiny_model
 
+from mlx_higgs.evaluate.shapes import SHAPES
 from mlx_higgs.models import get_model_classes
 from mlx_higgs.models.layers import KVCache, RopeArgs, Route
 from mlx_higgs.models.v2 import Model, ModelArgs
 from mlx_higgs.types import Audio, CheckpointError, InputError, Text
 
 NAMES = json.loads((Path(__file__).parent / "golden" / "v2_3b_names.json").read_text())
-REAL = {
-    **CONFIG,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "num_codebooks": 8,
-    "codebook_size": 1026,
-    "audio_stream_bos_id": 1024,
-    "audio_stream_eos_id": 1025,
-}
+REAL = SHAPES["v2-3b"]
 
 
 def mixed_prompt(rng: np.random.Generator, model: Model) -> list:
