@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from .delay import DelayPattern, DelayState
-from .frames import MAX_IDENTICAL_ROWS, RowReader, heard_window, prefill
+from .delay import DelayState
+from .frames import MAX_IDENTICAL_ROWS, RowReader, begin
 from .models.cache import Slots
-from .sampling import Sampler, SamplingParams, seed_key
-from .step import AudioStep, StepState, first_state
+from .sampling import SamplingParams
+from .step import AudioStep, StepState
 from .types import GenerationError, HiggsError, InputError, Prompt, StopReason
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ class _Group(NamedTuple):
     """Requests under way together, and the frame of theirs that the device is making."""
 
     members: list[BatchRows]
-    keys: mx.array  # [B, 2]
     state: StepState
     slots: Slots
 
@@ -143,7 +141,7 @@ class Batch:
     def _advance(self) -> None:
         if self._group is None or self._step is None:
             return
-        members, keys, state, slots = self._group
+        members, state, slots = self._group
         slots.begin()
         upcoming = self._step(state, slots.layers)
         slots.advance()
@@ -151,7 +149,7 @@ class Batch:
         for member, report in zip(members, np.array(state.report), strict=True):
             if not member.ended:
                 member.take(report)
-        self._group = _Group(members, keys, upcoming, slots)
+        self._group = _Group(members, upcoming, slots)
         if all(member.ended for member in members):
             self._group, self._step, self._members = None, None, []
 
@@ -176,7 +174,8 @@ class Batch:
         self._group = self._step = None  # what they hold is copied if it is held twice
         if groups:
             self._group = _joined(groups)
-            self._step = self._step_of(self._group)
+            requests = [member.params for member in self._group.members]
+            self._step = AudioStep.of(self._model, requests)
             mx.async_eval(self._group.state.report)
 
     def _admit(self, staying: list[BatchRows]) -> list[BatchRows]:
@@ -192,29 +191,17 @@ class Batch:
 
     def _enter(self, member: BatchRows) -> _Group | None:
         """A request's prompt computed: a group of its own; None if it cannot be."""
-        params, pattern = member.params, self._pattern(member.params)
         try:
-            slots = Slots.of(prefill(self._model, member.prompt, member.prefix))
+            caches, state = begin(self._model, member.prompt, member.params, member.prefix)
         except HiggsError as error:  # the others go on
             member.fail(error)
             return None
-        state = first_state(pattern, heard_window(member.prompt, params, pattern))
-        assert params.seed is not None
-        return _Group([member], seed_key(params.seed)[None], state, slots)
-
-    def _step_of(self, group: _Group) -> AudioStep:
-        requests = [member.params for member in group.members]
-        pattern = self._pattern(requests[0])
-        sampler = Sampler.of(requests, pattern.codebook_size + 2)
-        return AudioStep(self._model, pattern, sampler, group.keys)
-
-    def _pattern(self, params: SamplingParams) -> DelayPattern:
-        return replace(self._model.delay, machine=params.machine)
+        return _Group([member], state, Slots.of(caches))
 
 
 def _taken(group: _Group, kept: list[int]) -> _Group:
     """Some of a group's members."""
-    members, keys, state, slots = group
+    members, state, slots = group
     index = mx.array(kept)
     taken = StepState(
         state.row[index],
@@ -223,7 +210,7 @@ def _taken(group: _Group, kept: list[int]) -> _Group:
         state.report[index],
     )
     slots.take(kept)
-    return _Group([members[slot] for slot in kept], keys[index], taken, slots)
+    return _Group([members[slot] for slot in kept], taken, slots)
 
 
 def _joined(groups: list[_Group]) -> _Group:
@@ -239,11 +226,10 @@ def _joined(groups: list[_Group]) -> _Group:
         mx.concatenate(windows) if windows else None,
         mx.concatenate([state.report for state in states]),
     )
-    keys = mx.concatenate([group.keys for group in groups])
     slots, *others = (group.slots for group in groups)
     for other in others:
         slots.join(other)
-    return _Group(members, keys, state, slots)
+    return _Group(members, state, slots)
 
 
 def _stretched(state: StepState, length: int) -> mx.array:

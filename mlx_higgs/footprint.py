@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
-
 from .codec import checkpoint
 from .codec.config import CodecConfig
 from .codec.model import CodecDecoder, CodecEncoder
@@ -25,6 +22,7 @@ from .memory import gigabytes, machine_limit, parse_size
 from .models.cache import buckets
 from .quantization import PLANS, Plan, quantizable
 from .types import FRAME_RATE, InputError
+from .weights import named_arrays
 
 AUTO = "auto"  # as a plan: the best that fits
 SPEECH, REFERENCE = 60.0, 30.0  # seconds that an expected peak is for
@@ -112,7 +110,7 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
             continue
         floats = model.quant_predicate(path, module) or "scales" in module
         side = "text" if text_side.fullmatch(path) else "audio" if floats else "kept"
-        size = sum(array.nbytes for array in _arrays(module))
+        size = sum(array.nbytes for array in named_arrays(module).values())
         if how := chosen.get(path):
             size = module.weight.size * how.bits // 8
             groups = module.weight.size // how.group_size
@@ -120,11 +118,6 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
             size += groups * (2 * module.weight.itemsize if how.mode == "affine" else 1)
         sizes[side] += size
     return sizes
-
-
-def _arrays(module: Any) -> list[mx.array]:
-    arrays: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
-    return list(arrays.values())
 
 
 def _prompt(model: Any, streams: int) -> dict[str, int]:
@@ -144,7 +137,7 @@ def _prompt(model: Any, streams: int) -> dict[str, int]:
 
 def _codec(config: CodecConfig) -> tuple[int, int]:
     decoder, encoder = (
-        sum(array.nbytes for array in _arrays(part(config)))
+        sum(array.nbytes for array in named_arrays(part(config)).values())
         for part in (CodecDecoder, CodecEncoder)
     )
     narrowest = config.decoder_width // 2 ** len(config.strides)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .models.cache import KVCache, Slots
-from .sampling import Sampler, SamplingParams, seed_key, start_window
+from .sampling import SamplingParams, start_window
 from .step import (
     BROKEN,
     DONE,
@@ -47,6 +46,14 @@ def prefill(model: SpeechModel, prompt: Prompt, prefix: Prefix | None = None) ->
         mx.eval([(cache.keys, cache.values) for cache in caches if cache.keys is not None])
         model.hidden(x[:, some], caches, is_audio[:, some])
     return caches
+
+
+def begin(
+    model: SpeechModel, prompt: Prompt, params: SamplingParams, prefix: Prefix | None
+) -> tuple[list[KVCache], StepState]:
+    """A request before its first frame: its prompt computed, and what it has heard."""
+    caches = prefill(model, prompt, prefix)
+    return caches, first_state(model.delay, heard_window(prompt, params, model.delay))
 
 
 def heard_window(prompt: Prompt, params: SamplingParams, pattern: DelayPattern) -> mx.array | None:
@@ -150,13 +157,8 @@ class Rows:
             state = upcoming or step(state)
 
     def _start(self, loop: Loop) -> tuple[StepState, Callable[[StepState], StepState]]:
-        model, params, seed = self._model, self._params, self._params.seed
-        assert seed is not None
-        pattern = replace(model.delay, machine=params.machine)
-        caches = prefill(model, self._prompt, self._prefix)
-        state = first_state(pattern, heard_window(self._prompt, params, pattern))
-        sampler = Sampler.of([params], pattern.codebook_size + 2)
-        step = AudioStep(model, pattern, sampler, seed_key(seed)[None])
+        caches, state = begin(self._model, self._prompt, self._params, self._prefix)
+        step = AudioStep.of(self._model, [self._params])
         if loop == "compiled":
             return state, CompiledStep(step, Slots.of(caches))
         return state, partial(step, caches=caches)

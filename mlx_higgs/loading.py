@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from .defaults import Defaults
 from .models import get_model_classes
@@ -24,7 +24,7 @@ from .quantization import (
     stored_quantization,
 )
 from .types import CheckpointError, InputError
-from .weights import load_tensors, read_header, read_json, weight_files
+from .weights import load_tensors, named_arrays, read_header, read_json, weight_files
 
 if TYPE_CHECKING:
     from .codec import HiggsCodec
@@ -204,15 +204,16 @@ def load(
         from .adapters import apply_adapter
 
         apply_adapter(model, trained)
-        _fuse_layers(model)
+        fuse_layers(model)
     return Higgs(path, model, codec, tokenizer, trained, unread=not (read_now or trained))
 
 
-def _fuse_layers(model: Any) -> None:
-    """What the adapter left as it was, a layer at a time: a second copy of one is all there is."""
+def fuse_layers(model: Any) -> None:
+    """Join what can be joined of weights in memory: one layer at a time is there twice."""
     for layer in model.layers:
         layer.fuse()
         mx.eval(layer.parameters())
+        mx.clear_cache()
 
 
 def resolve_adapter(source: str | Path) -> Path:
@@ -280,7 +281,7 @@ def build_model(config: dict, *, text_head: bool = False) -> Any:
 
 
 def _assign(model: nn.Module, tensors: dict[str, mx.array], folder: Path) -> None:
-    expected = _arrays(model)
+    expected = named_arrays(model)
     problems = [
         ("does not know", sorted(tensors.keys() - expected.keys())),
         ("misses", sorted(expected.keys() - tensors.keys())),
@@ -306,9 +307,9 @@ def _is_float(array: mx.array) -> bool:
 
 
 def _quantize(model: nn.Module, chosen: dict[str, Quantization]) -> None:
-    leaves = _leaves(model)
+    modules = leaves(model)
     for path, how in chosen.items():
-        module = quantize_module(leaves.pop(path), how)
+        module = quantize_module(modules.pop(path), how)
         model.update_modules(tree_unflatten([(path, module)]))
 
 
@@ -317,19 +318,16 @@ def read_weights(model: Any) -> None:
 
     The largest come first, while their sources add to almost nothing.
     """
-    for module in sorted(_leaves(model).values(), key=_nbytes, reverse=True):
+    for module in sorted(leaves(model).values(), key=_nbytes, reverse=True):
         mx.eval(module.parameters())
         mx.clear_cache()  # Metal keeps freed buffers, here the sources', for reuse
     mx.eval(model.parameters())
 
 
-def _leaves(model: nn.Module) -> dict[str, Any]:
+def leaves(model: nn.Module) -> dict[str, Any]:
+    """Path -> module of those that hold the weights."""
     return {path: module for path, module in model.named_modules() if not module.children()}
 
 
 def _nbytes(module: nn.Module) -> int:
-    return sum(value.nbytes for value in _arrays(module).values())
-
-
-def _arrays(module: nn.Module) -> dict[str, mx.array]:
-    return dict(tree_flatten(module.parameters()))
+    return sum(value.nbytes for value in named_arrays(module).values())

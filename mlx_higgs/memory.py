@@ -19,6 +19,11 @@ METAL_LIMIT = "max_recommended_working_set_size"
 ROOM = (METAL_LIMIT, "free_memory", "total_memory", "memory_size")  # of device_info, best first
 
 
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU at the moment."""
+    return mx.default_device().type == mx.cpu
+
+
 def parse_size(text: str) -> int:
     """``8GB``, ``8GiB``, ``8000MB`` -> bytes.
 
@@ -39,7 +44,7 @@ def machine_limit() -> int | None:
     Metal's recommended working set, what is free on a CUDA device, or what Linux calls available,
     within the process's cgroup.
     """
-    if mx.default_device().type == mx.cpu:
+    if on_cpu():
         return _available()
     info = mx.device_info()
     return next((int(info[key]) for key in ROOM if int(info.get(key, 0)) > 0), None)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from . import __version__
 from .delay import DelayPattern
@@ -24,7 +23,7 @@ from .models.cache import KVCache
 from .models.snapshot import Snapshot
 from .store import Folder, Store, Tensors, user_folder
 from .types import Audio, Prompt, Text
-from .weights import INDEX, weight_files
+from .weights import INDEX, named_arrays, weight_files
 
 if TYPE_CHECKING:
     from .codec import HiggsCodec
@@ -215,7 +214,7 @@ def voice_folder(choice: str | Path | None, checkpoint: Path) -> Path | None:
 
 def stored_as(model: SpeechModel) -> list[tuple]:
     """How a model's weights are held, tensor by tensor: tells widths of bits apart."""
-    return [(name, str(array.dtype), array.shape) for name, array in _arrays(model).items()]
+    return [(name, str(array.dtype), array.shape) for name, array in named_arrays(model).items()]
 
 
 def fingerprint(
@@ -289,7 +288,3 @@ def _filled(keys: mx.array, values: mx.array) -> KVCache:
     cache = KVCache()
     cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
     return cache
-
-
-def _arrays(model: Any) -> Tensors:
-    return dict(tree_flatten(model.parameters()))

@@ -159,8 +159,10 @@ def quantize_module(module: nn.Linear | nn.Embedding, how: Quantization) -> nn.M
     """The module in fewer bits. What it holds of ``module`` is released once it is evaluated."""
     import mlx.core as mx
 
+    from .memory import on_cpu
+
     quantized = module.to_quantized(how.group_size, how.bits, how.mode)
-    if how.mode != "affine" and mx.default_device().type == mx.cpu:
+    if how.mode != "affine" and on_cpu():
         weight, scales = _quantize_slowly(module.weight, how)
         mx.eval(weight, scales)
         quantized.update({"weight": weight, "scales": scales})

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import mlx.core as mx
 
 from .delay import Machine
+from .memory import on_cpu
 from .types import InputError
 
 
@@ -109,7 +110,6 @@ class Kind:
     greedy: bool  # some row has none
     filters: bool  # some row has top-k or top-p
     top_k: int  # ids kept by the row that keeps most
-    window: int  # rows looked back on by the one that looks furthest; 0: nobody looks
     ragged: bool  # they look back differently far
 
 
@@ -130,7 +130,6 @@ class Sampler:
             greedy=any(not p.temperature for p in requests),
             filters=any(p.top_k or p.top_p < 1 for p in requests),
             top_k=max(kept),
-            window=furthest,
             ragged=min(windows) < furthest,
         )
 
@@ -174,7 +173,7 @@ def likeliest(logits: mx.array, count: int) -> mx.array:
 
     With one sort, which is what a GPU partitions with, too; on a CPU, of those few alone.
     """
-    if count < logits.shape[-1] and mx.default_device().type == mx.cpu:
+    if count < logits.shape[-1] and on_cpu():
         return -mx.sort(-mx.topk(logits, count), axis=-1)
     return -mx.sort(-logits, axis=-1)[..., :count]
 

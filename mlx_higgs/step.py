@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import mlx.core as mx
 
 from .delay import DelayPattern, DelayState
+from .memory import on_cpu
 from .models.cache import Slots
 from .models.snapshot import Snapshot
-from .sampling import Kind, Sampler, Values, frame_keys, sample_codes, slide_window
+from .sampling import (
+    Kind,
+    Sampler,
+    SamplingParams,
+    Values,
+    frame_keys,
+    sample_codes,
+    seed_key,
+    slide_window,
+)
 from .types import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +56,14 @@ class AudioStep:
     pattern: DelayPattern
     sampler: Sampler
     keys: mx.array
+
+    @classmethod
+    def of(cls, model: SpeechModel, requests: Sequence[SamplingParams]) -> AudioStep:
+        """The step of some requests, all of one ``machine`` and with seeds."""
+        pattern = replace(model.delay, machine=requests[0].machine)
+        keys = [seed_key(cast(int, params.seed)) for params in requests]
+        sampler = Sampler.of(requests, pattern.codebook_size + 2)  # BOS and EOS
+        return cls(model, pattern, sampler, mx.stack(keys))
 
     def __call__(self, state: StepState, caches: Sequence[Cache]) -> StepState:
         model, pattern, sampler = self.model, self.pattern, self.sampler
@@ -129,7 +147,7 @@ def fastest_loop(model: SpeechModel) -> Loop:
     There the compiled step wins only where a model is so small that it is fast anyway, and MLX
     calls a C++ compiler for seconds before the first frame.
     """
-    if mx.default_device().type == mx.cpu:
+    if on_cpu():
         return "async"
     chosen: dict = vars(model)
     if "_fastest_loop" not in chosen:
@@ -140,12 +158,8 @@ def fastest_loop(model: SpeechModel) -> Loop:
 
 def _seconds(model: SpeechModel, loop: Loop) -> float:
     """For some frames after a prompt of one frame, warmed up."""
-    from .sampling import SamplingParams, seed_key
-
-    params, pattern = SamplingParams(ras_window=0), model.delay
-    vocabulary = pattern.codebook_size + 2
-    step = AudioStep(model, pattern, Sampler.of([params], vocabulary), seed_key(0)[None])
-    state, caches = first_state(pattern, None), model.make_cache()
+    step = AudioStep.of(model, [SamplingParams(ras_window=0, seed=0)])
+    state, caches = first_state(step.pattern, None), model.make_cache()
     mx.eval(model.hidden(model.embed_rows(state.row[:, None]), caches))
     run = partial(step, caches=caches)
     if loop == "compiled":

@@ -7,8 +7,10 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from .types import CheckpointError
 
@@ -89,6 +91,11 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     raise CheckpointError(f"{folder} holds no weights: no {INDEX} and no model.safetensors.")
+
+
+def named_arrays(module: Any) -> dict[str, mx.array]:
+    """Every parameter of an ``nn.Module`` by its path."""
+    return dict(tree_flatten(module.parameters()))
 
 
 def load_tensors(

@@ -10,6 +10,7 @@ import pytest
 from tiny_model import tiny_model
 
 from mlx_higgs import batch as batch_module
+from mlx_higgs import frames
 from mlx_higgs.batch import Batch
 from mlx_higgs.frames import Rows, prefill
 from mlx_higgs.models.v2 import Model
@@ -147,7 +148,7 @@ def test_what_breaks_a_batch_is_told_to_all_and_does_not_stay(seed: int, monkeyp
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch_module, "prefill", full)
+        patch.setattr(frames, "prefill", full)
         joined.append(batch.join(*asked[2]))
         with pytest.raises(RuntimeError, match="no memory"):
             batch.step()

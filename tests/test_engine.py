@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from mlx_higgs import HiggsAudioServer, Voice, frames
+from mlx_higgs.batch import Batch
 from mlx_higgs.server import SpeechRequest
 from mlx_higgs.text import frame_cap
 from mlx_higgs.types import Audio, GenerationError, InputError
@@ -250,6 +251,14 @@ def test_a_batch_says_what_each_says_alone(server: HiggsAudioServer):
     assert isinstance(made.pop(4), InputError)
     for place, speech in made.items():
         assert np.array_equal(speech.pcm, server.generate(texts[place], seed=place).pcm)
+
+
+def test_a_job_can_be_given_up_before_its_turn(server: HiggsAudioServer):
+    batch = Batch(server.higgs.model, max_rows=1)
+    first, second = (server.start(SpeechRequest(t, seed=1), batch=batch) for t in ("one", "two"))
+    second.close()
+    assert first.run().stop_reason == "eos"
+    assert list(second.stream) == []
 
 
 def test_a_batch_takes_requests_as_there_is_room(server: HiggsAudioServer):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..memory import on_cpu
+
 
 def conv_native(
     x: mx.array, weight: mx.array, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -32,11 +34,6 @@ def conv_products(
     for k in range(1, taps):
         y = y + shifts[k] @ weight[:, k].T
     return y
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on the CPU at the moment."""
-    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def taps_first(weight: mx.array) -> mx.array:

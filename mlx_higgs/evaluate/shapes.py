@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
-from ..loading import build_model
+from ..loading import build_model, leaves
 from ..quantization import Plan, Quantization, quantizable, quantize_module
 from ..types import InputError
+from ..weights import named_arrays
 from .speed_options import UNQUANTISED
 
 if TYPE_CHECKING:
@@ -117,9 +116,13 @@ def random_talker(config: dict, width: Width, seed: int = 0, *, lazy: bool = Fal
     model = build_model(config)
     chosen = quantizable(model, Plan.of(width.quantization))
     key, dtype = mx.random.key(seed), getattr(mx, width.dtype)
-    for path, module in list(_leaves(model)):
+    modules = leaves(model)
+    for path in list(modules):
+        module = modules.pop(path)  # whatever still held it would hold what it is quantised from
         key, own = mx.random.split(key)
-        drawn = [(n, _drawn(n, a.shape, own).astype(dtype)) for n, a in _arrays(module)]
+        drawn = [
+            (n, _drawn(n, a.shape, own).astype(dtype)) for n, a in named_arrays(module).items()
+        ]
         module.update(tree_unflatten(drawn))
         if path in chosen:
             module = quantize_module(module, chosen[path])
@@ -128,16 +131,6 @@ def random_talker(config: dict, width: Width, seed: int = 0, *, lazy: bool = Fal
             mx.eval(module.parameters())
             mx.clear_cache()  # what it was made of
     return model
-
-
-def _leaves(model: Any) -> Iterator[tuple[str, Any]]:
-    for path, module in model.named_modules():
-        if not module.children() and module.parameters():
-            yield path, module
-
-
-def _arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
-    return tree_flatten(module.parameters())  # type: ignore[return-value]
 
 
 def _drawn(name: str, shape: tuple[int, ...], key: mx.array) -> mx.array:

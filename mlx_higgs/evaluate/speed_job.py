@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ..codec.checkpoint import TensorSource
 from ..codec.codec import HiggsCodec
-from ..loading import build_model, load_model, resolve
+from ..loading import build_model, fuse_layers, load_model, resolve
+from ..memory import on_cpu
 from ..models.base import SpeechModel
 from ..quantization import stored_quantization
 from ..types import InputError
@@ -49,10 +48,7 @@ class Job:
     def build_fused(self, width: Width) -> SpeechModel:
         """A talker as generation uses it."""
         model = self.build(width)
-        for layer in model.layers:  # one by one: the parts of all at once would be a second copy
-            layer.fuse()  # type: ignore[operator]
-            mx.eval(layer.parameters())
-            mx.clear_cache()
+        fuse_layers(model)
         return model
 
     @property
@@ -109,7 +105,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def _widths(arguments: argparse.Namespace, config: dict) -> list[Width]:
-    dtype = arguments.dtype or ("float32" if _on_cpu() else "bfloat16")
+    dtype = arguments.dtype or ("float32" if on_cpu() else "bfloat16")
     if stored := stored_quantization(config):
         if arguments.q_bits or arguments.dtype:
             raise InputError("The checkpoint is quantised already: leave --q-bits and --dtype out.")
@@ -117,10 +113,6 @@ def _widths(arguments: argparse.Namespace, config: dict) -> list[Width]:
     if not arguments.q_bits:
         return [Width(16 if dtype != "float32" else 32, dtype)]
     return [Width.of(bits, dtype) for bits in dict.fromkeys(arguments.q_bits)]
-
-
-def _on_cpu() -> bool:
-    return mx.default_device().type == mx.cpu
 
 
 def _check_pair(codec: HiggsCodec, model: Any) -> None:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..memory import on_cpu
 from ..types import CheckpointError, InputError
 from .cache import KVCache, SlotCache
 
@@ -149,7 +150,7 @@ class Attention(nn.Module):
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Causal attention ``[B, heads, S, head_dim]`` of all positions there are, in training."""
-    if mx.default_device().type != mx.cpu:
+    if not on_cpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
     # the fast one computes everything again for its gradient, and the exponentials are what a CPU
     # spends its time on

@@ -5,8 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
+from ..weights import named_arrays
 
 
 class Snapshot:
@@ -16,16 +15,11 @@ class Snapshot:
     """
 
     def __init__(self, model: Any):
-        self._weights = [weakref.ref(array) for array in _arrays(model)]
+        self._weights = [weakref.ref(array) for array in named_arrays(model).values()]
 
     def holds(self, model: Any) -> bool:
         """Whether all of them are still there, and no others."""
-        now = _arrays(model)
+        now = named_arrays(model).values()
         return len(now) == len(self._weights) and all(
             ref() is array for ref, array in zip(self._weights, now, strict=True)
         )
-
-
-def _arrays(model: Any) -> list[mx.array]:
-    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return list(arrays.values())

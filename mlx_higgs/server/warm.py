@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 
 from ..frames import Rows
 from ..loading import Higgs
+from ..memory import on_cpu
 from ..types import Text
 
 
 def warm_up(higgs: Higgs) -> None:
     """Nothing on a CPU, which has its kernels."""
-    if mx.default_device().type != mx.cpu:
+    if not on_cpu():
         compile_kernels(higgs)
 
 
