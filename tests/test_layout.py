@@ -33,6 +33,8 @@ LEVELS = (
         "weights",
         "delay",
         "sampling",
+        "delivery",
+        "cli",
         "audio",
         "resample",
         "text",
@@ -58,7 +60,7 @@ LEVELS = (
         "adapters",
     ),
     ("server",),
-    ("generate", "jobs", "joblines", "progress", "convert", "fuse", "evaluate", "train", "cli"),
+    ("generate", "jobs", "joblines", "progress", "convert", "fuse", "evaluate", "train"),
 )
 VERSION = "mlx_higgs.__version__"
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import audio
 from ..batch import MAX_ROWS, Batch
+from ..delivery import STEADY, Delivery
 from ..frames import MAX_IDENTICAL_ROWS, Rows
 from ..loading import DEFAULT_MODEL, Higgs, load
 from ..prefix import (
@@ -166,7 +167,7 @@ class HiggsAudioServer:
         request = SpeechRequest(target_text, **options)
         if request.fade_in_ms or request.fade_out_ms:
             raise InputError("Fades need the whole result: use generate, not generate_stream.")
-        return iter(self.start(request, chunk_frames=_frames_in(chunk_ms)))
+        return iter(self.start(request, Delivery(*[_frames_in(chunk_ms)] * 3)))
 
     def generate_batch(
         self, requests: Iterable[SpeechRequest], *, max_batch: int = MAX_ROWS
@@ -186,7 +187,7 @@ class HiggsAudioServer:
         return run_together(self.start, Batch(self.higgs.model, max_batch), requests)
 
     def start(
-        self, request: SpeechRequest, chunk_frames: int = 25, batch: Batch | None = None
+        self, request: SpeechRequest, delivery: Delivery = STEADY, batch: Batch | None = None
     ) -> SpeechJob:
         """Check a request, build its prompt and compute its voice, unless that is known.
 
@@ -203,7 +204,7 @@ class HiggsAudioServer:
             prefix=self._prefix_cache().get(prompt),
             max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
         )
-        return SpeechJob(self.higgs, request, prompt, params, rows, chunk_frames, started)
+        return SpeechJob(self.higgs, request, prompt, params, rows, delivery, started)
 
     def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
         defaults = self.higgs.defaults
@@ -219,6 +220,7 @@ class HiggsAudioServer:
             scene=scene or None,
             system=request.system,
             references_in_system=request.references_in_system,
+            history=request.history,
         )
         return prompt, text
 

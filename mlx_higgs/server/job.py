@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import audio
+from ..delivery import Delivery
 from ..loading import Higgs
 from ..memory import bounded
 from ..sampling import SamplingParams
@@ -33,7 +34,7 @@ class SpeechJob:
         prompt: Prompt,
         params: SamplingParams,
         rows: RowSource,
-        chunk_frames: int,
+        delivery: Delivery,
         started: float,
     ):
         self.request, self.prompt, self.params = request, prompt, params
@@ -43,7 +44,7 @@ class SpeechJob:
             rows,
             higgs.codec,
             higgs.model.delay,
-            chunk_frames=chunk_frames,
+            chunk_frames=delivery.chunk,
             max_silence=MAX_SILENCE if request.guards else 0,
         )
 

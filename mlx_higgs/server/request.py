@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import audio
 from ..delay import DelayPattern
@@ -16,6 +16,9 @@ from ..sampling import SamplingParams
 from ..text import frame_cap, is_blank
 from ..types import FRAME_RATE, InputError, Profile, Prompt, Voice
 from ..voices import Reference, find_voice, reference
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 Method = TypeVar("Method", bound=Callable)
 Clips = str | os.PathLike | Sequence[str | os.PathLike]
@@ -38,6 +41,7 @@ class SpeechRequest:
         system: the whole system turn instead of the one made from the scene.
         max_new_frames: rows at most, 25 a second.
         ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
+        history: what was said before, oldest first: pairs of text and codes ``[T, K]``.
         fade_in_ms, fade_out_ms: linear fades on the result.
         seed: None draws one.
         normalize: full-width marks, ``[laugh]`` tags and the ending, as Boson's examples do it.
@@ -58,6 +62,7 @@ class SpeechRequest:
     max_new_frames: int | None = None
     ras_win_len: int | None = None
     ras_max_repeat: int | None = None
+    history: Sequence[tuple[str, mx.array]] = ()
     fade_in_ms: float = 0.0
     fade_out_ms: float = 0.0
     seed: int | None = None
