@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ import numpy as np
 from .types import SAMPLE_RATE, InputError
 
 if TYPE_CHECKING:
-    from types import ModuleType
     from typing import BinaryIO
 
     from soundfile import SoundFile
@@ -131,11 +131,18 @@ def check_output(path: str | os.PathLike, *, force: bool = False) -> Path:
 
 def write(path: str | os.PathLike, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> Path:
     """Write mono samples by suffix; the file appears whole or not at all."""
+    return write_blocks(path, [wave], sample_rate)
+
+
+def write_blocks(
+    path: str | os.PathLike, waves: Iterable[np.ndarray], sample_rate: int = SAMPLE_RATE
+) -> Path:
+    """As `write`, of samples that come block by block: hours need no more memory than a block."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     try:
-        _encode_file(path, temporary, wave, sample_rate)
+        _encode_file(path, temporary, waves, sample_rate)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -149,21 +156,23 @@ def write_stdout(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     import io
 
     buffer = io.BytesIO()
-    _encode(buffer, wave, sample_rate, ".wav")
+    _encode(buffer, [wave], sample_rate, ".wav")
     sys.stdout.buffer.write(buffer.getvalue())
     sys.stdout.buffer.flush()
 
 
-def _encode_file(path: Path, temporary: str, wave: np.ndarray, sample_rate: int) -> None:
+def _encode_file(path: Path, temporary: str, waves: Iterable[np.ndarray], sample_rate: int) -> None:
     import soundfile
 
     try:
-        _encode(temporary, wave, sample_rate, path.suffix.lower())
+        _encode(temporary, waves, sample_rate, path.suffix.lower())
     except soundfile.SoundFileError as error:  # says no more than "System error"
         raise OSError(f"{path} could not be written ({error}) Is the disk full?") from error
 
 
-def _encode(target: str | BinaryIO, wave: np.ndarray, sample_rate: int, suffix: str) -> None:
+def _encode(
+    target: str | BinaryIO, waves: Iterable[np.ndarray], sample_rate: int, suffix: str
+) -> None:
     import soundfile
 
     container, subtype = FORMATS[suffix]
@@ -171,8 +180,9 @@ def _encode(target: str | BinaryIO, wave: np.ndarray, sample_rate: int, suffix: 
     with soundfile.SoundFile(
         target, "w", sample_rate, channels=1, format=container, subtype=subtype
     ) as file:
-        for start in range(0, len(wave), sample_rate):
-            file.write(np.clip(wave[start : start + sample_rate], -1.0, 1.0))
+        for wave in waves:
+            for start in range(0, len(wave), sample_rate):
+                file.write(np.clip(wave[start : start + sample_rate], -1.0, 1.0))
 
 
 def _umask() -> int:
@@ -196,31 +206,3 @@ def fade(wave: np.ndarray, sample_rate: int, in_ms: float = 0.0, out_ms: float =
     wave[:rise] *= np.linspace(0.0, 1.0, rise, endpoint=False, dtype=np.float32)
     wave[len(wave) - fall :] *= np.linspace(1.0, 0.0, fall, dtype=np.float32)
     return wave
-
-
-def player() -> ModuleType:
-    """The playback library.
-
-    Raises:
-        InputError: it, or PortAudio, is not installed.
-    """
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise InputError("Cannot play: pip install 'mlx_higgs[play]' first.") from error
-    except OSError as error:  # the wheel for Linux holds no PortAudio
-        raise InputError("Cannot play without PortAudio: apt install libportaudio2.") from error
-    return sounddevice
-
-
-def play(wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Play on the default device and wait.
-
-    Raises:
-        InputError: no playback library or no device.
-    """
-    sounddevice = player()
-    try:
-        sounddevice.play(wave, sample_rate, blocking=True)
-    except sounddevice.PortAudioError as error:
-        raise InputError(f"Cannot play: {error}.") from error

@@ -60,6 +60,11 @@ class BatchRows:
         finally:
             self.close()
 
+    @property
+    def num_ready(self) -> int:
+        """Rows that were made and not read yet."""
+        return len(self._ready)
+
     def close(self) -> None:
         """Leave the batch at the next frame."""
         self.ended = True

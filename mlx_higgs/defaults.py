@@ -22,7 +22,10 @@ EXTRAS: dict[str, type] = {  # ours, which transformers ignores
     "normalize": bool,
     "clones": bool,
     "words": list,
+    "context": int,
+    "letters": int,
 }
+LEAST = {"context": 0, "letters": 1}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Defaults:
     normalize: bool = True
     clones: bool = True
     words: list[str] | None = None  # what it says best
+    context: int = 1  # pieces of a long text that the next one is told of; 0: never trained so
+    letters: int | None = None  # of a piece of a long text, see pieces.Chunking
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Defaults:
@@ -57,6 +62,6 @@ class Defaults:
             raise CheckpointError(f"{path}: {error}") from error
         extra = {name: config[name] for name in EXTRAS if name in config}
         for name, value in extra.items():
-            if not isinstance(value, EXTRAS[name]):
+            if type(value) is not EXTRAS[name] or (name in LEAST and value < LEAST[name]):
                 raise CheckpointError(f"{path}: {name} is {value!r}.")
         return cls(sampling, **extra)

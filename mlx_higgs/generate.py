@@ -13,11 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .chunk_options import add_chunk_options, chunking
 from .cli import Parser, add_model_options, note, run
 from .types import InputError
 
 if TYPE_CHECKING:
+    from .delivery import Delivery
     from .footprint import Choice
+    from .longform import LongJob, Said
+    from .pieces import Chunking
     from .server import HiggsAudioServer, SpeechJob, SpeechRequest
     from .types import Speech
 
@@ -25,6 +29,7 @@ EPILOG = """\
 examples:
   python -m mlx_higgs.generate --text "three one four one five"
   echo "nine two six" | python -m mlx_higgs.generate -o digits.flac
+  python -m mlx_higgs.generate --text "three one four" --stream --play
   python -m mlx_higgs.generate --batch jobs.jsonl --output-dir speech
   python -m mlx_higgs.generate --model bosonai/higgs-tts-2-3b-base --quantize 8 \\
       --ref-audio clip.wav --ref-text "What the clip says." --text "Good morning."
@@ -40,8 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_input(parser)
-    _add_voice(parser)
-    _add_sampling(parser)
+    add_voice_options(parser)
+    _add_pieces(parser)
+    add_sampling_options(parser)
     _add_output(parser)
     return parser
 
@@ -58,7 +64,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
 
 
-def _add_voice(parser: argparse.ArgumentParser) -> None:
+def _add_pieces(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("long texts, said piece by piece (not those of --batch)")
+    add_chunk_options(group, ("auto", "sentence", "word", "speaker", "none"))
+
+
+def add_voice_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("voice")
     group.add_argument(
         "--ref-audio",
@@ -76,7 +87,7 @@ def _add_voice(parser: argparse.ArgumentParser) -> None:
         "--voice",
         action="append",
         metavar="NAME",
-        help="a voice of examples/voice_prompts or $MLX_HIGGS_VOICES, or profile:DESCRIPTION",
+        help="a name of python -m mlx_higgs.voices list, or profile:DESCRIPTION",
     )
     group.add_argument(
         "--ref-in-system", action="store_true", help="put the clips into the system turn"
@@ -85,7 +96,7 @@ def _add_voice(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system", help="the whole system turn")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling (default: the checkpoint's)")
     group.add_argument("--temperature", type=float, help="0 takes the most likely code")
     group.add_argument(
@@ -130,6 +141,15 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--force", action="store_true", help="replace an existing file")
     group.add_argument("--play", action="store_true", help="play it as well")
+    group.add_argument(
+        "--stream", action="store_true", help="write it, and play it, while it is being made"
+    )
+    group.add_argument(
+        "--latency",
+        choices=("exact", "low"),
+        default="exact",
+        help="of --stream: low begins 7 frames earlier, its first chunk is approximate",
+    )
     group.add_argument("--fade-in-ms", type=float, default=0.0, help="milliseconds")
     group.add_argument("--fade-out-ms", type=float, default=0.0, help="milliseconds")
     group.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -145,17 +165,21 @@ def generate(arguments: argparse.Namespace) -> None:
         from .jobs import speak_jobs
 
         return speak_jobs(arguments, build_request, load_server)
-    from . import audio
+    from . import audio, playback
+    from .delivery import STEADY, choose
     from .sampling import SamplingParams
     from .server.request import check_clips, references
+    from .streamed import check_options, stream
 
     request = build_request(arguments, read_text(arguments))
     if arguments.output != "-":
         audio.check_output(arguments.output, force=arguments.force)
     request.sampling(SamplingParams())
+    chunks = chunking(arguments)
+    check_options(arguments)
     clips = references(request)
     if arguments.play:
-        audio.player()
+        playback.player()
     with ThreadPoolExecutor(1) as reader:  # no MLX in there: one thread owns it
         reading = reader.submit(check_clips, clips)
         choice = choose_plan(arguments)
@@ -163,9 +187,14 @@ def generate(arguments: argparse.Namespace) -> None:
         if clips and choice.roomy:
             server.warm_up()
         reading.result()
-    job = start(server, request)
+    delivery = choose(arguments.latency) if arguments.stream else STEADY
+    job = start(server, request, delivery, chunks)
     announce(server, request)
-    _deliver(arguments, speak(job))
+    if arguments.stream:
+        stream(arguments, job, server.sampling_rate, lambda speech: _tell(arguments, speech, job))
+    else:
+        _deliver(arguments, speak(job), job)
+    _check_pieces(job)
 
 
 def read_text(arguments: argparse.Namespace) -> str:
@@ -287,64 +316,95 @@ def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:
         note("This checkpoint cannot clone: the voice asked for is left out.")
 
 
-def start(server: HiggsAudioServer, request: SpeechRequest) -> SpeechJob:
+def start(
+    server: HiggsAudioServer, request: SpeechRequest, delivery: Delivery, chunks: Chunking
+) -> SpeechJob | LongJob:
     """Everything that can still be refused is refused here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # announce says it
-        return server.start(request)
+        return server.start_long(request, delivery, chunking=chunks)
 
 
-def speak(job: SpeechJob) -> Speech:
+def speak(job: SpeechJob | LongJob) -> Speech:
     """Run a job under a progress bar per frame."""
     from .progress import FrameBar
 
     with FrameBar(job.request.target_text, job.num_edge_rows) as progress:
-        job.stream.on_row = progress.show
+        job.on_row(progress.show)
         return job.run()
 
 
-def _deliver(arguments: argparse.Namespace, speech: Speech) -> None:
-    from . import audio
+def _deliver(arguments: argparse.Namespace, speech: Speech, job: SpeechJob | LongJob) -> None:
+    from . import audio, playback
 
     if arguments.output == "-":
         audio.write_stdout(speech.pcm, speech.sampling_rate)
     else:
         audio.write(arguments.output, speech.pcm, speech.sampling_rate)
-    note(summary(speech))
+    _tell(arguments, speech, job)
+    if arguments.play:  # last: whatever happens, the file is there and named
+        playback.play(speech.pcm, speech.sampling_rate)
+
+
+def _tell(arguments: argparse.Namespace, speech: Speech, job: SpeechJob | LongJob) -> None:
+    first_audio, said = job.first_audio if arguments.stream else None, said_by(job)
+    for piece in said:
+        if piece.fault:
+            where = f"{piece.start / speech.sampling_rate:.1f} s"
+            note(f"warning: the piece at {where} {piece.fault}: {piece.text[:60]!r}")
+    note(summary(speech, first_audio))
     if arguments.json:
-        print(json.dumps(report(speech, arguments.output)), file=_lines(arguments), flush=True)
+        result = report(speech, arguments.output, first_audio, said)
+        print(json.dumps(result), file=_lines(arguments), flush=True)
     elif arguments.output != "-":
         print(arguments.output, flush=True)
-    if arguments.play:  # last: whatever happens, the file is there and named
-        audio.play(speech.pcm, speech.sampling_rate)
+
+
+def said_by(job: SpeechJob | LongJob) -> Sequence[Said]:
+    """The pieces of a long text; none where there was but one."""
+    return getattr(job, "said", ())
+
+
+def _check_pieces(job: SpeechJob | LongJob) -> None:
+    """Raises Doubtful if some of a long text may be wrong."""
+    from .takes import Doubtful
+
+    said = said_by(job)
+    if faults := [piece for piece in said if piece.fault]:
+        raise Doubtful(len(faults), len(said))
 
 
 def _lines(arguments: argparse.Namespace):
     return sys.stderr if arguments.output == "-" else sys.stdout
 
 
-def summary(speech: Speech) -> str:
-    """One line: how long, how fast, why it ended, which seed."""
+def summary(speech: Speech, first_audio: float | None = None) -> str:
+    """One line: how long, how fast, how soon, why it ended, which seed."""
     warnings = {
         "length": " (cut: longer than this text should take, see --max-frames)",
         "silence": " (it fell silent)",
         "repetition": " (it repeated itself: try another --seed)",
     }
+    soon = "" if first_audio is None else f", first sound after {first_audio:.2f} s"
     return (
         f"{speech.duration:.2f} s of speech in {speech.seconds:.2f} s "
-        f"(real-time factor {speech.real_time_factor:.2f}), seed {speech.seed}, "
+        f"(real-time factor {speech.real_time_factor:.2f}{soon}), seed {speech.seed}, "
         f"stopped by {speech.stop_reason}{warnings.get(speech.stop_reason, '')}"
     )
 
 
-def report(speech: Speech, path: str) -> dict:
-    """The result without its samples, for ``--json``."""
+def report(
+    speech: Speech, path: str, first_audio: float | None = None, said: Sequence[Said] = ()
+) -> dict:
+    """The result without its samples, for ``--json``; ``first_audio`` where it was streamed."""
     fields = {k: v for k, v in asdict(speech).items() if k not in ("pcm", "codes")}
     return {
         "path": path,
         **fields,
         "duration": speech.duration,
         "real_time_factor": speech.real_time_factor,
+        **({} if first_audio is None else {"first_audio": first_audio}),
+        **({"pieces": [asdict(piece) for piece in said]} if said else {}),
     }
 
 

@@ -8,15 +8,15 @@ on the disk before the next, so a power cut is no worse than a kill. Files of ot
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from . import audio
+from .disk import lock, sync
 from .types import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Ledger:
         except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
             raise InputError(f"The folder {folder!s} cannot be written: {error}.") from error
         try:
-            _lock(self._file, folder)
+            lock(self._file, folder)
             self._read()
             self._recover()
             self._unfinished.mkdir(exist_ok=True)
@@ -106,19 +106,19 @@ class Ledger:
         name = entry["output"]
         sound, unwritten = self._unfinished / name, self._unfinished / f"{name}.json"
         audio.write(sound, wave, sample_rate)
-        _sync(sound)
+        sync(sound)
         unwritten.write_bytes(_line(entry))
-        _sync(unwritten)
-        _sync(self._unfinished)
+        sync(unwritten)
+        sync(self._unfinished)
         os.replace(sound, self.folder / name)
-        _sync(self.folder)
+        sync(self.folder)
         self.append(entry)
         unwritten.unlink()
 
     def append(self, entry: Entry) -> None:
         self._file.write(_line(entry))
         self._file.flush()
-        _sync(self.folder / RESULTS)
+        sync(self.folder / RESULTS)
         self._note(entry)
 
     def _note(self, entry: Entry) -> None:
@@ -161,38 +161,6 @@ class Ledger:
             path.unlink()
         with suppress(OSError):  # it is not there, or holds something else
             self._unfinished.rmdir()
-
-
-def _lock(file: BinaryIO, folder: Path) -> None:
-    """The system gives a lock back when its process ends, however that ends."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"Another run is writing to {folder}: wait for it, or name another folder."
-        ) from error
-    except OSError:  # a file system that has no locks
-        pass
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of files, is on the disk."""
-    import fcntl
-
-    file = os.open(path, os.O_RDONLY)
-    try:
-        if full := getattr(fcntl, "F_FULLFSYNC", 0):  # macOS: fsync leaves it in the drive's cache
-            with suppress(OSError):  # a file system that has none
-                fcntl.fcntl(file, full)
-                return
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as network folders say
-            raise
-    finally:
-        os.close(file)
 
 
 def _line(entry: Entry) -> bytes:

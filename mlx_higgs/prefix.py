@@ -63,9 +63,14 @@ class Prefix:
         return sum(layer.nbytes for layer in self.cache)
 
 
-def split(prompt: Prompt) -> int:
-    """How many leading parts are the voice: up to and with the last clip; 0 without any."""
-    return max((i + 1 for i, part in enumerate(prompt) if isinstance(part, Audio)), default=0)
+def split(prompt: Prompt, said: int = 0) -> int:
+    """How many leading parts are the voice: up to and with its last clip; 0 without any.
+
+    Args:
+        said: clips at the end that are no voice, but what was said before.
+    """
+    clips = [i + 1 for i, part in enumerate(prompt) if isinstance(part, Audio)]
+    return max(clips[: len(clips) - said], default=0)
 
 
 def positions(prompt: Prompt, delay: DelayPattern) -> int:
@@ -108,13 +113,16 @@ class PrefixCache:
         """Bytes in memory."""
         return self._store.nbytes
 
-    def get(self, prompt: Prompt) -> Prefix | None:
-        """The prefix of a prompt, computed if need be; None when it holds no clip.
+    def get(self, prompt: Prompt, said: int = 0) -> Prefix | None:
+        """The prefix of a prompt, computed if need be; None when it holds no clip of a voice.
+
+        Args:
+            said: clips of what was said before: another time it is something else.
 
         Raises:
             InputError: an id or a code that the model does not have.
         """
-        parts = split(prompt)
+        parts = split(prompt, said)
         if not parts:
             return None
         self._check_weights()

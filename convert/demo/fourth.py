@@ -17,7 +17,14 @@ import sys
 import time
 from pathlib import Path
 
+import soundfile
+from tokenizers import Tokenizer
+
+from mlx_higgs.types import SAMPLE_RATE
+
 from . import texts
+from .codec import load_encoder
+from .compose import compose, read_units
 from .score import SEED, brief, evaluate, record, unseen
 from .speech import SCENES, VOICES
 
@@ -30,10 +37,19 @@ def command(*words: str) -> None:
     subprocess.run([sys.executable, "-m", *words], check=True)
 
 
-def make_readings(folder: Path) -> None:
-    rng = random.Random(SEED)
-    for index in range(READINGS):
-        record(folder, f"{index:03}", NAME, texts.free_order(rng, 4, 9))
+def make_readings(folder: Path, build: Path) -> None:
+    """Sentences put together from words, as the demo's own voices are (compose.py)."""
+    tokenizer = Tokenizer.from_file(str(build / "start" / "tokenizer.json"))
+    rng, codec = random.Random(SEED), load_encoder(build)
+    drawn = [texts.free_order(rng, 4, 9) for _ in range(READINGS)]
+    lines = [tokenizer.encode(text, add_special_tokens=False).tokens for text in drawn]
+    read = read_units({token for line in lines for token in line}, NAME, codec)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (text, line) in enumerate(zip(drawn, lines, strict=True)):
+        wave, _ = compose(line, read)
+        path = folder / f"{index:03}.wav"
+        soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
+        path.with_suffix(".txt").write_text(text + "\n")
 
 
 def teach(folder: Path, model: str) -> float:
@@ -83,7 +99,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.build / "fourth"
     VOICES[NAME] = ["-voice", NAME]
-    make_readings(folder / "readings")
+    make_readings(folder / "readings", arguments.build)
     seconds = teach(folder, arguments.model)
     print(f"{READINGS} readings to an adapter in {seconds:.0f} s on {os.cpu_count()} cores")
     floor = unseen(arguments.build, lambda rng: texts.free_order(rng, 4, 8), TRIALS)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..codec.codec import HiggsCodec
+from ..delivery import Delivery
 from ..frames import Rows, prefill
 from ..models.base import SpeechModel
 from ..models.cache import KVCache
@@ -90,7 +91,8 @@ def measure_first_audio(
         return take_turns(turns, 1, rounds)
 
     def sound(rows: Rows) -> None:
-        next(iter(SpeechStream(rows, codec, model.delay, chunk_frames=chunk, max_silence=0)))
+        delivery = Delivery(chunk, chunk, chunk)
+        next(iter(SpeechStream(rows, codec, model.delay, delivery, max_silence=0)))
 
     row, audio = until(_first_row, ROW_ROUNDS), until(sound, 1)
     waits = {name: Wait(row[name].ms / 1000, audio[name].ms / 1000) for name in ways}

@@ -1,7 +1,27 @@
-"""Higgs Audio as a service inside a Python program."""
+"""Higgs Audio as a service: in a Python program, or over HTTP (``python -m mlx_higgs.server``).
 
-from .engine import HiggsAudioServer
-from .job import SpeechJob
-from .request import SpeechRequest
+Names are imported on first use, so that the command's ``--help`` is instant.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "HiggsAudioServer": ".engine",
+    "SpeechJob": ".job",
+    "SpeechRequest": ".request",
+}
 __all__ = ["HiggsAudioServer", "SpeechJob", "SpeechRequest"]
+
+if TYPE_CHECKING:
+    from .engine import HiggsAudioServer
+    from .job import SpeechJob
+    from .request import SpeechRequest
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
@@ -13,9 +12,11 @@ from pathlib import Path
 
 from .. import audio
 from ..batch import MAX_ROWS, Batch
-from ..delivery import STEADY, Delivery
+from ..delivery import STEADY, Delivery, Latency, choose
 from ..frames import MAX_IDENTICAL_ROWS, Rows
 from ..loading import DEFAULT_MODEL, Higgs, load
+from ..longform import LongJob, speak
+from ..pieces import PREFERRED, Chunking
 from ..prefix import (
     AUTO,
     ClipCodes,
@@ -27,7 +28,6 @@ from ..prefix import (
 from ..quantization import Plan, Quantization
 from ..text import normalize
 from ..types import (
-    FRAME_RATE,
     HiggsError,
     InputError,
     Profile,
@@ -150,15 +150,25 @@ class HiggsAudioServer:
 
     @spelled_out
     def generate_stream(
-        self, target_text: str, *, chunk_ms: float = 1000.0, **options
+        self,
+        target_text: str,
+        *,
+        latency: Latency = "exact",
+        chunk_ms: float | None = None,
+        delivery: Delivery | None = None,
+        **options,
     ) -> Iterator[SpeechChunk]:
         """Say ``target_text`` chunk by chunk while it is made.
 
-        The chunks put together are exactly the ``pcm`` of ``generate`` with the same seed.
+        The chunks put together are exactly the ``pcm`` of ``generate`` with the same seed, unless
+        something approximate is asked for. Closing the iterator stops the work within a frame.
 
         Args:
-            chunk_ms: least length of a chunk, rounded to whole frames of 40 ms; the last brings
-                what is left.
+            latency: ``exact``, or ``low``: the first chunk comes seven frames earlier and is
+                approximate; all that follows is exact.
+            chunk_ms: in its place, chunks of one least length, rounded to whole frames of 40 ms;
+                the last brings what is left.
+            delivery: in its place, any other.
             options: the other fields of ``SpeechRequest`` (fades need the whole: not here).
 
         Raises:
@@ -167,7 +177,7 @@ class HiggsAudioServer:
         request = SpeechRequest(target_text, **options)
         if request.fade_in_ms or request.fade_out_ms:
             raise InputError("Fades need the whole result: use generate, not generate_stream.")
-        return iter(self.start(request, Delivery(*[_frames_in(chunk_ms)] * 3)))
+        return iter(self.start(request, choose(latency, chunk_ms, delivery)))
 
     def generate_batch(
         self, requests: Iterable[SpeechRequest], *, max_batch: int = MAX_ROWS
@@ -201,26 +211,54 @@ class HiggsAudioServer:
         rows = join(
             prompt,
             params,
-            prefix=self._prefix_cache().get(prompt),
+            prefix=self._prefix_cache().get(prompt, len(request.history)),
             max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
         )
         return SpeechJob(self.higgs, request, prompt, params, rows, delivery, started)
 
-    def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
+    def start_long(
+        self,
+        request: SpeechRequest,
+        delivery: Delivery = STEADY,
+        batch: Batch | None = None,
+        *,
+        chunking: Chunking = PREFERRED,
+    ) -> SpeechJob | LongJob:
+        """As ``start``, for a text of any length: it is cut into pieces, said one by one.
+
+        A piece that failed is drawn again if nothing of it went out: in ``run``, or if the delivery
+        is ``WHOLE``. With a delivery of chunks, the iteration hands them on as they come.
+        """
         defaults = self.higgs.defaults
-        wanted = defaults.normalize if request.normalize is None else request.normalize
-        text = request.target_text.strip()
-        text = normalize(text) if wanted else text
+        clips = [v for v in references(request) or self._prepared if not isinstance(v, Profile)]
+        return speak(
+            partial(self.start, delivery=delivery, batch=batch),
+            request,
+            chunking.settled(defaults.letters, defaults.context),
+            sampling_rate=self.sampling_rate,
+            live=not delivery.whole,
+            anchor=not clips,
+        )
+
+    def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
+        wanted = request.normalize
+        wanted = self.higgs.defaults.normalize if wanted is None else wanted
+
+        def read(text: str) -> str:
+            return normalize(text.strip()) if wanted else text.strip()
+
+        text = read(request.target_text)
         voices, scene = self._voices(request), request.scene
         if scene is None and not request.system and not voices:
-            scene = defaults.scene
+            scene = self.higgs.defaults.scene
         prompt = self.higgs.prompts.build(
             text,
             voices=voices,
             scene=scene or None,
             system=request.system,
             references_in_system=request.references_in_system,
-            history=request.history,
+            history=[(read(said), codes) for said, codes in request.history],
+            speakers=request.speakers,
         )
         return prompt, text
 
@@ -235,7 +273,9 @@ class HiggsAudioServer:
         return voices
 
     def _encode(self, clip: Reference) -> Voice:
-        wave = audio.read_reference(clip.path, self.sampling_rate)
+        wave = clip.wave
+        if wave is None:
+            wave = audio.read_reference(clip.path, self.sampling_rate)
         return Voice(self._clip_codes().get(wave), clip.transcript, clip.name)
 
     def _release_encoder(self) -> None:
@@ -265,9 +305,3 @@ class HiggsAudioServer:
             with suppress(OSError):
                 return weights(), self._folder
         return "", None
-
-
-def _frames_in(chunk_ms: float) -> int:
-    if not 0 < chunk_ms < math.inf:
-        raise InputError(f"chunk_ms is {chunk_ms}: it must be above 0 and finite.")
-    return max(1, round(chunk_ms / 1000 * FRAME_RATE))

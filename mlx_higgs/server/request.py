@@ -35,13 +35,15 @@ class SpeechRequest:
         target_text: what to say; ``[SPEAKER0]`` tags change the speaker.
         reference_audio_path: a clip to clone, or several (SPEAKER0 first).
         reference_text: their exact words; None reads ``CLIP.txt`` beside each clip.
-        voice: names, ``Voice`` objects, or ``profile:DESCRIPTION``; after the clips above.
+        voice: names, ``Voice`` or ``Reference`` objects, or ``profile:DESCRIPTION``; after the
+            clips above.
         references_in_system: put the clips into the system turn, without transcripts.
         scene: where it is spoken; "" for none.
         system: the whole system turn instead of the one made from the scene.
         max_new_frames: rows at most, 25 a second.
         ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
         history: what was said before, oldest first: pairs of text and codes ``[T, K]``.
+        speakers: the tags of the whole text, if this is a piece of it; None: those it has.
         fade_in_ms, fade_out_ms: linear fades on the result.
         seed: None draws one.
         normalize: full-width marks, ``[laugh]`` tags and the ending, as Boson's examples do it.
@@ -52,7 +54,7 @@ class SpeechRequest:
     target_text: str
     reference_audio_path: Clips | None = None
     reference_text: str | Sequence[str] | None = None
-    voice: str | Voice | Sequence[str | Voice] | None = None
+    voice: str | Voice | Reference | Sequence[str | Voice | Reference] | None = None
     references_in_system: bool = False
     scene: str | None = None
     system: str | None = None
@@ -63,6 +65,7 @@ class SpeechRequest:
     ras_win_len: int | None = None
     ras_max_repeat: int | None = None
     history: Sequence[tuple[str, mx.array]] = ()
+    speakers: Sequence[str] | None = None
     fade_in_ms: float = 0.0
     fade_out_ms: float = 0.0
     seed: int | None = None
@@ -122,12 +125,12 @@ def references(request: SpeechRequest) -> list[Reference | Voice | Profile]:
 def check_clips(asked: Iterable[Reference | Voice | Profile]) -> None:
     """Raises InputError for a clip that cannot be used."""
     for voice in asked:
-        if isinstance(voice, Reference):
+        if isinstance(voice, Reference) and voice.wave is None:
             audio.read_reference(voice.path)
 
 
-def _voice(voice: str | Voice) -> Reference | Voice | Profile:
-    if isinstance(voice, Voice):
+def _voice(voice: str | Voice | Reference) -> Reference | Voice | Profile:
+    if isinstance(voice, (Voice, Reference)):
         return voice
     if not voice.startswith(PROFILE):
         return find_voice(voice)
@@ -139,7 +142,8 @@ def _voice(voice: str | Voice) -> Reference | Voice | Profile:
 def _listed(value) -> list:
     if value is None:
         return []
-    return [value] if isinstance(value, (str, os.PathLike, Voice)) else list(value)
+    alone = (str, os.PathLike, Voice, Reference)
+    return [value] if isinstance(value, alone) else list(value)
 
 
 def fit(

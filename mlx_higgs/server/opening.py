@@ -1,0 +1,76 @@
+"""A server from a command's options: how the model is stored, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..cli import note
+
+if TYPE_CHECKING:
+    from ..footprint import Choice
+    from .engine import HiggsAudioServer
+
+
+def choose_plan(
+    arguments: argparse.Namespace, *, streams: int = 1, many_clips: bool = False
+) -> Choice:
+    """How the model is to be stored in this memory; said where that is no matter of course.
+
+    Args:
+        arguments: the options of ``cli.add_model_options``.
+        streams, many_clips: as ``load_server`` takes them.
+
+    Raises:
+        InputError: what would fit, if that does not. CheckpointError: it cannot be used.
+    """
+    from ..footprint import choose
+    from ..loading import check_model, find_codec, resolve
+
+    path = resolve(arguments.model, arguments.revision)
+    check_model(path)
+    choice = choose(
+        path,
+        find_codec(path, arguments.codec),
+        arguments.quantize,
+        arguments.memory_limit,
+        streams=streams,
+        late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
+    )
+    if choice.line:
+        note(choice.line)
+    return choice
+
+
+def load_server(
+    arguments: argparse.Namespace,
+    choice: Choice | None = None,
+    *,
+    streams: int = 1,
+    many_clips: bool = False,
+) -> HiggsAudioServer:
+    """The server, whose talker stays on disk until it is needed: clips are encoded before.
+
+    Args:
+        choice: None chooses.
+        streams: texts spoken at once.
+        many_clips: more will come: keep the codec's encoder where there is room for it.
+    """
+    from ..loading import load
+    from ..prefix import AUTO
+    from .engine import HiggsAudioServer
+
+    choice = choice or choose_plan(arguments, streams=streams, many_clips=many_clips)
+    higgs = load(
+        choice.folder,
+        codec=arguments.codec,
+        tokenizer=arguments.tokenizer,
+        adapter=arguments.adapter,
+        quantize=choice.plan,
+        read_now=False,
+    )
+    return HiggsAudioServer(
+        higgs,
+        voice_cache=None if arguments.no_voice_cache else AUTO,
+        keep_encoder=many_clips and choice.roomy,
+    )

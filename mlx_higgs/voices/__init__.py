@@ -1,0 +1,23 @@
+"""Voices on disk: folders of ``NAME.wav`` with what the clip says in ``NAME.txt``."""
+
+from .folders import (
+    NAME,
+    SUFFIXES,
+    Reference,
+    UnknownVoice,
+    find_voice,
+    list_voices,
+    reference,
+    voice_folders,
+)
+
+__all__ = [
+    "NAME",
+    "SUFFIXES",
+    "Reference",
+    "UnknownVoice",
+    "find_voice",
+    "list_voices",
+    "reference",
+    "voice_folders",
+]
