@@ -41,7 +41,11 @@ def run(
 
 
 def add_model_options(group: Any, model: str | None) -> None:
-    """What `generate.load_server` reads; ``model`` is the default, the demo or one chosen later."""
+    """What `server.opening.load_server` reads.
+
+    Args:
+        model: the default; None: the demo, or one chosen later.
+    """
     group.add_argument(
         "--model", default=model, help="folder or hub name (default: the bundled demo)"
     )

@@ -13,13 +13,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .chunk_options import add_chunk_options, chunking
 from .cli import Parser, add_model_options, note, run
+from .server.opening import choose_plan, load_server
+from .speech_options import (
+    add_chunk_options,
+    add_sampling_options,
+    add_voice_options,
+    build_request,
+    chunking,
+)
 from .types import InputError
 
 if TYPE_CHECKING:
     from .delivery import Delivery
-    from .footprint import Choice
     from .longform import LongJob, Said
     from .pieces import Chunking
     from .server import HiggsAudioServer, SpeechJob, SpeechRequest
@@ -67,63 +73,6 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 def _add_pieces(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("long texts, said piece by piece (not those of --batch)")
     add_chunk_options(group, ("auto", "sentence", "word", "speaker", "none"))
-
-
-def add_voice_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("voice")
-    group.add_argument(
-        "--ref-audio",
-        action="append",
-        metavar="CLIP",
-        help="clip to clone, 5 to 12 s; repeat for [SPEAKER0], [SPEAKER1], ...",
-    )
-    group.add_argument(
-        "--ref-text",
-        action="append",
-        metavar="WORDS",
-        help="the clip's exact words (default: CLIP.txt beside it)",
-    )
-    group.add_argument(
-        "--voice",
-        action="append",
-        metavar="NAME",
-        help="a name of python -m mlx_higgs.voices list, or profile:DESCRIPTION",
-    )
-    group.add_argument(
-        "--ref-in-system", action="store_true", help="put the clips into the system turn"
-    )
-    group.add_argument("--scene", help='where it is spoken; "" for none')
-    group.add_argument("--system", help="the whole system turn")
-
-
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling (default: the checkpoint's)")
-    group.add_argument("--temperature", type=float, help="0 takes the most likely code")
-    group.add_argument(
-        "--top-p", type=float, help="draw from the likeliest codes that make up this share"
-    )
-    group.add_argument("--top-k", type=int, help="0 is off")
-    group.add_argument(
-        "--ras-window",
-        "--ras-win-len",
-        type=int,
-        help="frames looked back on for repeated codes; 0 is off",
-    )
-    group.add_argument(
-        "--ras-max-repeats", "--ras-max-repeat", type=int, help="draw again a code this often in it"
-    )
-    group.add_argument("--seed", type=int, help="default: drawn and printed")
-    group.add_argument(
-        "--max-frames", "--max-tokens", "--max-new-frames", type=int, help="25 make a second"
-    )
-    group.add_argument(
-        "--machine",
-        choices=("boson", "transformers"),
-        help="how speech ends: by Boson's rules (default) or transformers'",
-    )
-    group.add_argument(
-        "--no-guards", action="store_true", help="do not stop silence, repetition, endless speech"
-    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -209,95 +158,6 @@ def read_text(arguments: argparse.Namespace) -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("There is no text: give --text, --file, or pipe it in.")
     return decode(sys.stdin.buffer.read(), "on standard input")
-
-
-def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
-    from .server import SpeechRequest
-
-    return SpeechRequest(
-        target_text=text,
-        reference_audio_path=arguments.ref_audio,
-        reference_text=arguments.ref_text,
-        voice=arguments.voice,
-        references_in_system=arguments.ref_in_system,
-        scene=arguments.scene,
-        system=arguments.system,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        max_new_frames=arguments.max_frames,
-        ras_win_len=arguments.ras_window,
-        ras_max_repeat=arguments.ras_max_repeats,
-        fade_in_ms=arguments.fade_in_ms,
-        fade_out_ms=arguments.fade_out_ms,
-        seed=arguments.seed,
-        normalize=False if arguments.no_normalize else None,
-        machine=arguments.machine,
-        guards=not arguments.no_guards,
-    )
-
-
-def choose_plan(
-    arguments: argparse.Namespace, *, streams: int = 1, many_clips: bool = False
-) -> Choice:
-    """How the model is to be stored in this memory; said where that is no matter of course.
-
-    Args:
-        streams, many_clips: as ``load_server`` takes them.
-
-    Raises:
-        InputError: what would fit, if that does not. CheckpointError: it cannot be used.
-    """
-    from .footprint import choose
-    from .loading import check_model, find_codec, resolve
-
-    path = resolve(arguments.model, arguments.revision)
-    check_model(path)
-    choice = choose(
-        path,
-        find_codec(path, arguments.codec),
-        arguments.quantize,
-        arguments.memory_limit,
-        streams=streams,
-        late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
-    )
-    if choice.line:
-        note(choice.line)
-    return choice
-
-
-def load_server(
-    arguments: argparse.Namespace,
-    choice: Choice | None = None,
-    *,
-    streams: int = 1,
-    many_clips: bool = False,
-) -> HiggsAudioServer:
-    """The server, whose talker stays on disk until it is needed: clips are encoded before.
-
-    Args:
-        choice: None chooses.
-        streams: texts spoken at once.
-        many_clips: more will come: keep the codec's encoder where there is room for it.
-    """
-    from .loading import load
-    from .prefix import AUTO
-    from .server import HiggsAudioServer
-
-    choice = choice or choose_plan(arguments, streams=streams, many_clips=many_clips)
-    higgs = load(
-        choice.folder,
-        codec=arguments.codec,
-        tokenizer=arguments.tokenizer,
-        adapter=arguments.adapter,
-        quantize=choice.plan,
-        read_now=False,
-    )
-    return HiggsAudioServer(
-        higgs,
-        voice_cache=None if arguments.no_voice_cache else AUTO,
-        keep_encoder=many_clips and choice.roomy,
-    )
 
 
 def announce(server: HiggsAudioServer, request: SpeechRequest) -> None:

@@ -34,7 +34,7 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
     """Run ``--batch``.
 
     Args:
-        make: arguments and a text -> the request. load: as ``generate.load_server``.
+        make: arguments and a text -> the request. load: as ``server.opening.load_server``.
 
     Raises:
         InputError: nothing could be run. GenerationError: some of it could not.

@@ -170,7 +170,6 @@ def test_the_cap_follows_the_text_when_guarded(server: HiggsAudioServer):
     [
         ({"target_text": " \n"}, "nothing to say"),
         ({"target_text": "[SPEAKER0]"}, "nothing to say"),
-        ({"target_text": "word " * 20_000}, "cannot fit"),
         ({"temperature": -1.0}, "temperature"),
         ({"voice": "nobody"}, "en_man"),
         ({"reference_audio_path": "none.wav", "reference_text": "x"}, "does not exist"),
@@ -184,6 +183,12 @@ def test_bad_requests_raise_before_any_work(
     monkeypatch.setattr(frames.Rows, "__iter__", None)
     with pytest.raises(InputError, match=message):
         server.generate(**{"target_text": "one", **options})
+
+
+def test_one_generation_of_a_text_that_cannot_fit_is_refused(server: HiggsAudioServer):
+    """``generate`` cuts it into pieces instead."""
+    with pytest.raises(InputError, match="cannot fit"):
+        server.start(SpeechRequest("word " * 20_000))
 
 
 def test_a_reference_without_transcript_raises(server: HiggsAudioServer, tmp_path: Path):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_higgs import epub
-from mlx_higgs.epub import Chapter, archive
-from mlx_higgs.epub.page import links, sections
+from mlx_higgs.narrate import epub
+from mlx_higgs.narrate.epub import Chapter, archive
+from mlx_higgs.narrate.epub.page import links, sections
 from mlx_higgs.types import InputError
 
 CONTAINER = """<?xml version="1.0"?>

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mlx_higgs import narrate
-from mlx_higgs.binding import CHAPTER, Part, arrange, bind
 from mlx_higgs.loudness import loudness_of
-from mlx_higgs.manuscript import BREAK, PARAGRAPH, TITLE, read
+from mlx_higgs.narrate import __main__ as narrate
+from mlx_higgs.narrate.binding import CHAPTER, Part, arrange, bind
+from mlx_higgs.narrate.manuscript import BREAK, PARAGRAPH, TITLE, read
+from mlx_higgs.narrate.shelf import Kept, Shelf
 from mlx_higgs.pieces import Chunking, Piece
-from mlx_higgs.shelf import Kept, Shelf
 from mlx_higgs.takes import Take
 from mlx_higgs.types import GenerationError, InputError
 
@@ -273,7 +273,7 @@ def test_a_dialogue_has_a_voice_per_name(capsys, server, monkeypatch):
             asked.append((request.target_text, request.voice))
             return server.start(request, delivery)
 
-    monkeypatch.setattr("mlx_higgs.generate.load_server", lambda *_, **__: Recorder())
+    monkeypatch.setattr("mlx_higgs.server.opening.load_server", lambda *_, **__: Recorder())
     cast = ["--cast", "anna=profile:A girl.", "--voice", "profile:A boy."]
     told(written("talk.txt", SCRIPT), *cast, "-o", "talk.flac", "--loudness", "-23")
     girl, boy = ["profile:A girl."], ["profile:A boy."]

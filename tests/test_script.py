@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_higgs.narrate.script import BEAT, MAX_PAUSE, is_script, parse
 from mlx_higgs.pieces import Piece
-from mlx_higgs.script import BEAT, MAX_PAUSE, is_script, parse
 from mlx_higgs.text import is_blank
 from mlx_higgs.types import InputError
 

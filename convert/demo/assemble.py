@@ -33,6 +33,8 @@ GENERATION = {
     "top_p": 0.95,
     "ras_win_len": 0,  # a tiny codebook repeats itself in silence
     "ras_win_max_num_repeat": 2,
+    "context": 0,  # it never learnt what was said before
+    "letters": 40,  # of a piece: it learnt short sentences
     "scene": "SPEAKER0: feminine",
     "notice": NOTICE,
 }

@@ -12,9 +12,9 @@ from typing import Any
 from .. import audio
 from ..cli import note
 from ..defaults import Defaults
-from ..generate import load_server
 from ..loading import DEFAULT_MODEL, resolve
 from ..server import SpeechRequest
+from ..server.opening import load_server
 from ..server.request import check_clips, references
 from ..types import InputError
 from ..voices import Reference

@@ -134,7 +134,7 @@ class HiggsAudioServer:
 
     @spelled_out
     def generate(self, target_text: str, **options) -> Speech:
-        """Say ``target_text``.
+        """Say ``target_text``, in pieces if it is long (see ``start_long``).
 
         Args:
             options: the other fields of ``SpeechRequest``.
@@ -146,7 +146,7 @@ class HiggsAudioServer:
         Raises:
             InputError: a request that cannot be met. GenerationError: no usable speech came.
         """
-        return self.start(SpeechRequest(target_text, **options)).run()
+        return self.start_long(SpeechRequest(target_text, **options)).run()
 
     @spelled_out
     def generate_stream(
@@ -177,7 +177,7 @@ class HiggsAudioServer:
         request = SpeechRequest(target_text, **options)
         if request.fade_in_ms or request.fade_out_ms:
             raise InputError("Fades need the whole result: use generate, not generate_stream.")
-        return iter(self.start(request, choose(latency, chunk_ms, delivery)))
+        return iter(self.start_long(request, choose(latency, chunk_ms, delivery)))
 
     def generate_batch(
         self, requests: Iterable[SpeechRequest], *, max_batch: int = MAX_ROWS

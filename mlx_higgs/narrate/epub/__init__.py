@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..text import is_blank
-from ..types import InputError
+from ...text import is_blank
+from ...types import InputError
 from .archive import Archive
 from .package import Package, check_protection, read_package
 from .page import sections

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..pieces import Chunking, Piece, piece_seed
+from ..takes import Attempts, Context, is_final
+from ..types import GenerationError
 from .binding import Part
-from .pieces import Chunking, Piece, piece_seed
 from .shelf import Kept, Shelf
-from .takes import Attempts, Context, is_final
-from .types import GenerationError
 
 if TYPE_CHECKING:
-    from .server import HiggsAudioServer, SpeechRequest
+    from ..server import HiggsAudioServer, SpeechRequest
 
 FORMAT = "mlx_higgs pieces, version 1"
 
@@ -127,7 +127,7 @@ class Narration:
         return self._shelf.keep(key, take)
 
     def _start(self, request: SpeechRequest) -> Any:
-        from .delivery import WHOLE
+        from ..delivery import WHOLE
 
         if self._server is None:
             self._server = self._load()

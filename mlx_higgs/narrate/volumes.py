@@ -11,14 +11,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import audio, subtitles
+from .. import audio
+from ..disk import sync
+from ..pieces import Chunking, Piece
+from ..types import InputError
+from . import subtitles
 from .binding import Layout, Part, arrange, bind
-from .disk import sync
 from .manuscript import Manuscript
 from .narration import digest
-from .pieces import Chunking, Piece
 from .shelf import Shelf
-from .types import InputError
 
 CHAPTERS = "chapters.json"
 TITLE = 40  # characters of a title in a file's name

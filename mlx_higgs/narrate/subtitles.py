@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .disk import sync
-from .types import InputError
+from ..disk import sync
+from ..types import InputError
 
 LINE_COLUMNS = 42  # a wide character (CJK) takes two
 LINES = 2  # of one cue

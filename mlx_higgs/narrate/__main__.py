@@ -10,17 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chunk_options import add_chunk_options, chunking
-from .cli import Parser, add_model_options, note, run
-from .generate import add_sampling_options, add_voice_options
-from .types import InputError
+from ..cli import Parser, add_model_options, note, run
+from ..speech_options import (
+    add_chunk_options,
+    add_sampling_options,
+    add_voice_options,
+    chunking,
+)
+from ..types import InputError
 
 if TYPE_CHECKING:
+    from ..pieces import Chunking, Piece
+    from ..server import HiggsAudioServer
     from .binding import Part
     from .manuscript import Manuscript
     from .narration import Role
-    from .pieces import Chunking, Piece
-    from .server import HiggsAudioServer
     from .shelf import Shelf
     from .volumes import Binding, Volume, Volumes
 
@@ -149,8 +153,8 @@ def computed_by(arguments: argparse.Namespace) -> str:
 
     import mlx.core as mx
 
-    from . import __version__
-    from .jobs import model_hash
+    from .. import __version__
+    from ..jobs import model_hash
     from .narration import digest
 
     device = str(mx.default_device().type)
@@ -159,8 +163,8 @@ def computed_by(arguments: argparse.Namespace) -> str:
 
 def _preferred(arguments: argparse.Namespace) -> tuple[int | None, int]:
     """What the checkpoint says of letters and context."""
-    from .defaults import Defaults
-    from .loading import check_model, resolve
+    from ..defaults import Defaults
+    from ..loading import check_model, resolve
 
     folder = resolve(arguments.model, arguments.revision)
     check_model(folder)
@@ -238,8 +242,8 @@ def _say(
     model: str,
 ) -> None:
     """Every piece of the book, under a progress bar; its files as soon as they can be."""
+    from ..progress import JobBar
     from .narration import Narration
-    from .progress import JobBar
 
     pieces = book.pieces
     shared = arguments.shared_context
@@ -274,7 +278,8 @@ def _server(
     arguments: argparse.Namespace, speakers: dict[str, Role], pieces: Sequence[Piece]
 ) -> HiggsAudioServer:
     """The model, when the first piece is missing."""
-    from .generate import announce, load_server
+    from ..generate import announce
+    from ..server.opening import load_server
 
     server = load_server(arguments, many_clips=len(speakers) > 1)
     text = " ".join(piece.text for piece in pieces)
@@ -295,7 +300,7 @@ def _result(book: Volumes, seed: int) -> dict[str, Any]:
 
 def _report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """Say what was made; raises Doubtful if some of it may be wrong."""
-    from .takes import Doubtful
+    from ..takes import Doubtful
 
     faults = result["faults"]
     for fault in faults[:TOLD]:

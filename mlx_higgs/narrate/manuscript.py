@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .pieces import Chunking, Piece
+from ..pieces import Chunking, Piece
+from ..sentences import LETTERS, letters, paragraphs, split
+from ..text import is_blank, read_text
+from ..types import InputError
 from .script import is_script, parse
-from .sentences import LETTERS, letters, paragraphs, split
-from .text import is_blank, read_text
-from .types import InputError
 
 HEADING = 120  # letters: what is longer is a paragraph
 PARAGRAPH, TITLE, BREAK = 0.35, 0.8, 1.0  # seconds of silence before, after, and instead of words

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import audio
-from .joints import faded
-from .loudness import SILENT, gain, loudness_of, true_peak
-from .pieces import Piece
+from .. import audio
+from ..joints import faded
+from ..loudness import SILENT, gain, loudness_of, true_peak
+from ..pieces import Piece
+from ..types import SAMPLE_RATE, InputError
 from .shelf import Kept, Shelf
 from .subtitles import Cue
-from .types import SAMPLE_RATE, InputError
 
 CHAPTER = 1.5  # seconds of silence more between the chapters of one file
 PEAK_DB = -1.0  # dBTP

@@ -9,14 +9,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import note
-from .generate import build_request
+from ..cli import note
+from ..speech_options import build_request
+from ..types import InputError, Profile, Voice
 from .narration import Role, digest
-from .types import InputError, Profile, Voice
 
 if TYPE_CHECKING:
-    from .server import SpeechRequest
-    from .voices import Reference
+    from ..server import SpeechRequest
+    from ..voices import Reference
 
 OF_THE_PIECE = ("target_text", "seed", "history", "speakers")
 OF_THE_VOICE = ("reference_audio_path", "reference_text", "voice")
@@ -62,7 +62,7 @@ def roles(
 
 def _spoken_by(request: SpeechRequest, voice: str) -> SpeechRequest:
     """In a voice of its own: a clip's path, a name, or a description."""
-    from .voices import SUFFIXES
+    from ..voices import SUFFIXES
 
     cleared = replace(request, **dict.fromkeys(OF_THE_VOICE))
     if Path(voice).suffix.lower() in SUFFIXES:
@@ -72,8 +72,8 @@ def _spoken_by(request: SpeechRequest, voice: str) -> SpeechRequest:
 
 def _role(request: SpeechRequest) -> Role:
     """Everything that can be refused without a model is refused here."""
-    from .sampling import SamplingParams
-    from .server.request import check_clips, references
+    from ..sampling import SamplingParams
+    from ..server.request import check_clips, references
 
     request.sampling(SamplingParams())
     voices = references(request)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.parsers import expat
 
-from ..types import InputError
+from ...types import InputError
 
 MAX_ARCHIVE = 1 << 30  # bytes; pictures and sounds are in it, but never read
 MAX_LIST = 4 << 20  # bytes of its list of entries

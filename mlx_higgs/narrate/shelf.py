@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .disk import lock, sync
-from .takes import FAULTS, Take
-from .types import InputError, StopReason
+from ..disk import lock, sync
+from ..takes import FAULTS, Take
+from ..types import InputError, StopReason
 
 LOCK = "lock"
 BOOK = "book.json"

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .pieces import Piece
-from .text import is_blank, normalize, speaker_tags
-from .types import InputError
+from ..pieces import Piece
+from ..text import is_blank, normalize, speaker_tags
+from ..types import InputError
 
 MAX_PAUSE = 60.0  # seconds
 BEAT = 1.0  # seconds: a [pause] that does not say how long

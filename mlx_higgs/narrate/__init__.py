@@ -1,0 +1,1 @@
+"""Books and dialogues: texts in, sound files, chapters and subtitles out."""
