@@ -62,7 +62,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to say, with which model")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--text", help="the text (default: standard input)")
-    source.add_argument("--file", type=Path, help="a UTF-8 text file")
+    source.add_argument("--file", type=Path, help="a UTF-8 text file; - is standard input")
     source.add_argument(
         "--batch", metavar="JOBS", help="a file with one JSON object a line, see docs/batch.md"
     )
@@ -153,7 +153,7 @@ def read_text(arguments: argparse.Namespace) -> str:
 
     if arguments.text is not None:
         return arguments.text
-    if arguments.file is not None:
+    if arguments.file is not None and str(arguments.file) != "-":
         return read_file(arguments.file)
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("There is no text: give --text, --file, or pipe it in.")

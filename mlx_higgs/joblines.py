@@ -126,7 +126,8 @@ class JobFile:
             with open(self._path, "rb") as file:
                 yield from file
         except (OSError, ValueError) as error:
-            raise InputError(f"The jobs {self._path} cannot be read ({error}).") from error
+            why = getattr(error, "strerror", None) or error  # its str() says the path again
+            raise InputError(f"The jobs {self._path} cannot be read ({why}).") from error
 
     def _job(self, number: int, line: bytes) -> Job:
         record = _decoded(line)

@@ -81,4 +81,7 @@ def write_pipe(waves: Iterable[np.ndarray], sample_rate: int) -> bool:
         # the interpreter flushes what is left when it ends: into nothing, not into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(f"Standard output could not be written: {error.strerror}.") from error
     return True

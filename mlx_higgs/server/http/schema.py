@@ -26,9 +26,16 @@ def check(value: Any, schema: Schema, name: str = "") -> None:
     """Raises ApiError (400) that names the field and what it must be."""
     if fault := _fault(value, schema, name):
         where, must = fault
-        shown = repr(value) if where == name else "what it is"
-        subject = f"{where} is {shown[:SHOWN]}" if where else "The body is not what it should be"
+        subject = f"{where} is {_shown(value, where, name)}" if where else "The body is wrong"
         raise ApiError(400, f"{subject}: it must be {must}.", param=where or None)
+
+
+def _shown(value: Any, where: str, name: str) -> str:
+    """The value that a fault is about, where it is the whole or a field of it."""
+    if where == name:
+        return repr(value)[:SHOWN]
+    known = isinstance(value, dict) and where in value
+    return repr(value[where])[:SHOWN] if known else "wrong"
 
 
 def nullable(schema: Schema) -> Schema:
