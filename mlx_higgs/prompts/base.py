@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..types import Profile, Prompt, Voice
+from ..types import Audio, Profile, Prompt, Text, Voice
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -26,4 +26,14 @@ class PromptBuilder(Protocol):
         speakers: Sequence[str] | None = None,
     ) -> Prompt:
         """Raises InputError for what the model does not have, CheckpointError for its tokenizer."""
+        ...
+
+    def turn(self, role: Any, parts: Sequence[Any], recipient: str | None = None) -> Any:
+        """One turn of a conversation, for `transcript`: words, and codes ``[T, K]``."""
+        ...
+
+    def transcript(
+        self, turns: Sequence[Any], *, scene: str | None = None, start_index: int = 0
+    ) -> list[tuple[Text | Audio, bool]]:
+        """A whole conversation for training: its pieces, and whether the model learns each."""
         ...

@@ -16,6 +16,7 @@ Control tokens in the texts of a caller are read as ordinary characters, except 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 
 TTS, TEXT, AUDIO = "<|tts|>", "<|text|>", "<|audio|>"
 REF_TEXT, REF_AUDIO = "<|ref_text|>", "<|ref_audio|>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: words, and codes ``[T, K]``."""
+
+    role: str
+    parts: Sequence[str | mx.array]
 
 
 class PromptBuilder:
@@ -94,15 +103,53 @@ class PromptBuilder:
             parts += [*self._text(said), Audio(codes)]
         return merged([*parts, *self._text(text)])
 
+    def turn(
+        self, role: str, parts: Sequence[str | mx.array], recipient: str | None = None
+    ) -> Turn:
+        """One turn of a conversation, for `transcript`."""
+        return Turn(role, parts)
+
+    def transcript(
+        self, turns: Sequence[Turn], *, scene: str | None = None, start_index: int = 0
+    ) -> list[tuple[Text | Audio, bool]]:
+        """A whole conversation for training: its pieces, and whether the model learns to say each.
+
+        It learns the clips of assistants from turn ``start_index`` on; those before are references.
+        A scene, and what a system says, have no place in this model's prompts.
+
+        Raises:
+            InputError: an assistant's words, or a user's clip.
+        """
+        pieces: list[tuple[Text | Audio, bool]] = [(self._marker(TTS), False)]
+        said = ""
+        for index, turn in enumerate(turns):
+            trained = index >= start_index
+            clips = [part for part in turn.parts if not isinstance(part, str)]
+            words = " ".join(part.strip() for part in turn.parts if isinstance(part, str))
+            if (turn.role == "user" and clips) or (turn.role == "assistant" and words):
+                raise InputError(
+                    "Higgs v3 learns to speak: what a user writes, and clips of an assistant; not "
+                    f"{'a clip of a user' if clips else 'words of an assistant'}."
+                )
+            said = words if turn.role == "user" else said
+            for clip in clips if turn.role == "assistant" else ():
+                before = self._text(said) if trained else self._referring(said)
+                pieces += [*((part, False) for part in before), (Audio(clip), trained)]
+        return pieces
+
     def _reference(self, voice: Voice | Profile) -> Prompt:
         if isinstance(voice, Profile):
             raise InputError(
                 "Higgs v3 takes no voice in words (profile:...): clone a clip, or use tags."
             )
+        return [*self._referring(voice.transcript), Audio(voice.codes)]
+
+    def _referring(self, transcript: str) -> Prompt:
+        """What comes before a reference's clip."""
         said: Prompt = []
-        if voice.transcript.strip():
-            said = [self._marker(REF_TEXT), self._words(voice.transcript.strip())]
-        return [*said, self._marker(REF_AUDIO), Audio(voice.codes)]
+        if transcript.strip():
+            said = [self._marker(REF_TEXT), self._words(transcript.strip())]
+        return [*said, self._marker(REF_AUDIO)]
 
     def _text(self, text: str) -> Prompt:
         return [self._marker(TEXT), self._words(arrange(text)), self._marker(AUDIO)]
