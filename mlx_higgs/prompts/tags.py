@@ -115,7 +115,10 @@ def arrange(text: str) -> str:
     """
     for name in _TAG.findall(text):
         if f"<|{name}|>" not in TAGS:
-            near = get_close_matches(f"<|{name}|>", TAGS, n=4, cutoff=0.4)
+            near = [
+                f"<|{known}|>"
+                for known in get_close_matches(name, [tag[2:-2] for tag in TAGS], n=4, cutoff=0.5)
+            ]
             raise InputError(
                 f"There is no tag <|{name}|>. "
                 + (f"Near ones: {' '.join(near)}." if near else f"Tags: {' '.join(TAGS)}.")
