@@ -34,9 +34,9 @@ PREFILL_POSITIONS = 256  # at once: ten times as many would need ten times the m
 MAX_IDENTICAL_ROWS = 32  # 1.3 s of one and the same row is no speech
 
 
-def prefill(model: SpeechModel, prompt: Prompt) -> list[KVCache]:
-    """The caches after a prompt."""
-    return read_prompt(model, prompt)[0]
+def prefill(model: SpeechModel, prompt: Prompt, prefix: Prefix | None = None) -> list[KVCache]:
+    """The caches after a prompt, of which ``prefix`` is known already."""
+    return read_prompt(model, prompt, prefix)[0]
 
 
 def read_prompt(
