@@ -209,7 +209,7 @@ def test_killed_leaves_nothing_under_the_name(work: Path):
     script = (
         "import os, signal, mlx_higgs.saving as saving, mlx_higgs.convert as convert\n"
         "write = saving.save_weights\n"
-        "def save(model, folder):\n"
+        "def save(model, folder, **_):\n"
         "    write(model, folder)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "saving.save_weights = save\n"
