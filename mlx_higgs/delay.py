@@ -166,7 +166,7 @@ RAMP_OUT = {
     "strict": _strict_ramp_out,
     "sglang": _sglang_ramp_out,
 }
-MACHINES: dict[int, tuple[Machine, ...]] = {  # by edge_frames; the first is the default
+MACHINES: dict[int, tuple[Machine, ...]] = {  # by edge_frames; the first is the default, the last a reference's
     0: ("strict", "sglang"),
     1: ("boson", "transformers"),
 }

@@ -221,6 +221,7 @@ def fuse_layers(model: Any) -> None:
         layer.fuse()
         mx.eval(layer.parameters())
         mx.clear_cache()
+    model.fuse()  # what is no layer's
 
 
 def resolve_adapter(source: str | Path) -> Path:

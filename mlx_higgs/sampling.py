@@ -109,6 +109,7 @@ class Kind:
     draws: bool  # some row has a temperature
     greedy: bool  # some row has none
     filters: bool  # some row has top-k or top-p
+    cuts: bool  # some row has top-p
     top_k: int  # ids kept by the row that keeps most
     ragged: bool  # they look back differently far
 
@@ -129,6 +130,7 @@ class Sampler:
             draws=any(p.temperature for p in requests),
             greedy=any(not p.temperature for p in requests),
             filters=any(p.top_k or p.top_p < 1 for p in requests),
+            cuts=any(p.top_p < 1 for p in requests),
             top_k=max(kept),
             ragged=min(windows) < furthest,
         )
@@ -156,6 +158,8 @@ def nucleus(logits: mx.array, sampler: Sampler) -> mx.array:
     values = sampler.values
     ordered = likeliest(logits, sampler.kind.top_k)
     last = mx.take_along_axis(ordered, values.top_k - 1, axis=-1)
+    if not sampler.kind.cuts:  # what follows would keep as much
+        return mx.where(logits < last, -math.inf, logits)
     top = ordered[..., :1]
     whole = mx.sum(mx.where(logits < last, 0.0, mx.exp(logits - top)), axis=-1, keepdims=True)
     probs = mx.exp(ordered - top) / whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,15 @@ import pytest
 
 from convert.tiny_v3 import config, write_v3
 from mlx_higgs.batch import Batch
-from mlx_higgs.codec.checkpoint import BUNDLED
+from mlx_higgs.codec.checkpoint import (
+    BUNDLED,
+    TensorSource,
+    as_transformers,
+    check_shapes,
+    module_shapes,
+)
+from mlx_higgs.codec.config import CodecConfig
+from mlx_higgs.codec.model import CodecDecoder, CodecEncoder
 from mlx_higgs.convert import convert
 from mlx_higgs.delay import DelayPattern, codes_from_rows
 from mlx_higgs.frames import Rows
@@ -20,7 +29,7 @@ from mlx_higgs.models.v3 import ModelArgs
 from mlx_higgs.quantization import Quantization, quantizable
 from mlx_higgs.sampling import SamplingParams
 from mlx_higgs.types import Audio, CheckpointError, InputError, Text
-from mlx_higgs.weights import named_arrays, read_header
+from mlx_higgs.weights import load_tensors, named_arrays, read_header
 
 CODES = 24
 PUBLISHED = config(
@@ -68,22 +77,56 @@ def plan_of(bits: int):
     return Plan.of(Quantization.of(bits))
 
 
-def test_every_published_name_has_one_place():
-    """398 of the backbone and the table: each name there and back."""
-    model = build_model(PUBLISHED)
-    from mlx_higgs.peft import theirs
+NAMES = json.loads((Path(__file__).parent / "golden" / "v3_4b_names.json").read_text())["published"]
+SHARES = {  # of the published file's 927 tensors, by how their names begin
+    "body.layers.": 11 * 36,
+    "body.norm.": 1,
+    "tied.embedding.text_embedding.": 1,
+    "tied.embedding.modality_embeddings.0.embedding.": 1,
+    BUNDLED + "acoustic_encoder.": 110,
+    BUNDLED + "acoustic_decoder.": 110,
+    BUNDLED + "encoder_semantic.": 13,
+    BUNDLED + "decoder_semantic.": 14,
+    BUNDLED + "semantic_model.": 211,
+    BUNDLED + "fc": 6,
+    BUNDLED + "quantizer.": 64,
+}
 
-    published = {theirs(name, model.WEIGHT_NAMES): name for name in named_arrays(model)}
-    assert len(published) == 399
-    assert "tied.embedding.text_embedding.weight" in published
-    assert "tied.embedding.modality_embeddings.0.embedding.weight" in published
-    assert sum(name.startswith("body.layers.") for name in published) == 396
-    found = model.sanitize({name: mx.array(0.0) for name in published})
-    assert set(found) == set(published.values())
+
+def test_the_published_file_has_927_tensors():
+    shares = {start: sum(name.startswith(start) for name in NAMES) for start in SHARES}
+    assert shares == SHARES
+    assert sum(shares.values()) == len(NAMES) == 398 + 1 + 528
+
+
+def test_every_published_name_and_shape_of_the_talker_maps():
+    """398 of the backbone and the table, in; the codec's 528, out."""
+    model = build_model(PUBLISHED)
+    found = model.sanitize({name: tuple(shape) for name, shape in NAMES.items()})
+    assert found == {name: tuple(array.shape) for name, array in named_arrays(model).items()}
+    assert len(found) == 399
+    assert mx.get_active_memory() < 1e9  # 16 GB if anything were there
+
+
+def test_every_published_name_and_shape_of_the_codec_maps():
+    """What its 528 tensors say of its sizes, without a config, is the codec's own default."""
+    shapes = {k.removeprefix(BUNDLED): tuple(v) for k, v in NAMES.items() if k.startswith(BUNDLED)}
+
+    def nothing(names):
+        raise AssertionError("no data is there to be read")
+
+    source = as_transformers(TensorSource(shapes, nothing))
+    config = CodecConfig.from_shapes(source.shapes)
+    assert config == CodecConfig()
+    modules = (CodecDecoder(config), CodecEncoder(config))
+    expected = {k: v.shape for module in modules for k, v in named_arrays(module).items()}
+    check_shapes(module_shapes(source.shapes), expected)
+    with pytest.raises(CheckpointError, match="no Higgs codec has"):
+        check_shapes(module_shapes({**source.shapes, "fc3.weight": (1, 1)}), expected)
 
 
 def test_unknown_tensors_are_told_and_repeated_ones_dropped(folder: Path):
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights = load_tensors([folder / "model.safetensors"])
     table = weights["tied.embedding.modality_embeddings.0.embedding.weight"]
     extra = {
         "tied.head.modality_heads.0.weight": table,

@@ -133,17 +133,11 @@ class Attention(nn.Module):
             return q, k, self._heads(self.v_proj(x))
         heads = self._heads(qkv(x))
         rotated = self.num_heads + self.num_kv_heads
-        both = self._rotate(self._both_normed(heads[:, :rotated]), offset)
+        both = self._rotate(self._normed(heads[:, :rotated], "qk_norm"), offset)
         return both[:, : self.num_heads], both[:, self.num_heads :], heads[:, rotated:]
 
     def _normed(self, heads: mx.array, norm: str) -> mx.array:
         return self[norm](heads) if norm in self else heads
-
-    def _both_normed(self, heads: mx.array) -> mx.array:
-        if "q_norm" not in self:
-            return heads
-        q, k = heads[:, : self.num_heads], heads[:, self.num_heads :]
-        return mx.concatenate([self.q_norm(q), self.k_norm(k)], axis=1)
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
@@ -162,6 +156,22 @@ class Attention(nn.Module):
     def fuse(self) -> None:
         """One multiplication for queries, keys and values, where all three are stored alike."""
         fuse_linears(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+        if "qkv_proj" in self and "q_norm" in self:
+            norms = [self.q_norm] * self.num_heads + [self.k_norm] * self.num_kv_heads
+            self.qk_norm = HeadNorm(norms)
+            del self.q_norm, self.k_norm
+
+
+class HeadNorm(nn.Module):
+    """The norms of heads ``[B, heads, S, head_dim]`` at once, each with a weight of its own."""
+
+    def __init__(self, norms: list[nn.RMSNorm]):
+        super().__init__()
+        self.weight = mx.stack([norm.weight for norm in norms])[:, None]
+        self.eps = norms[0].eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, None, self.eps) * self.weight
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:

@@ -168,7 +168,8 @@ class Model(nn.Module):
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         if not args.tied_head:
             self.audio_lm_head = nn.Linear(args.hidden_size, rows, bias=False)
-        self._head: tuple[mx.array, mx.array] | None = None  # a matrix, and itself in float32
+        self._head: nn.Linear | None = None  # the table in float32, for generation
+        self._head_of: mx.array | None = None  # what it was made of
 
     @property
     def delay(self) -> DelayPattern:
@@ -182,8 +183,12 @@ class Model(nn.Module):
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
             layer.fuse()
-        matrix = self._head_matrix
-        self._head = matrix, matrix.astype(mx.float32)
+        if not self.args.tied_head:
+            self.audio_lm_head.set_dtype(mx.float32)
+            return
+        self._head_of = self.audio_codebook_embeddings.weight
+        self._head = nn.Linear(1, 1, bias=False)
+        self._head.weight = self._head_of.astype(mx.float32)
 
     def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
         """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
@@ -218,17 +223,15 @@ class Model(nn.Module):
 
         Logits of this model are of the order of 100, where bfloat16 has steps of 0.5 nat.
         """
-        matrix = self._head_matrix
-        known = self._head is not None and self._head[0] is matrix
-        head = self._head[1] if known and self._head else matrix.astype(mx.float32)
-        logits = h.astype(mx.float32) @ head.T
+        h = h.astype(mx.float32)
+        table = self.audio_codebook_embeddings
+        if not self.args.tied_head:
+            logits = self.audio_lm_head(h)
+        elif self._head is not None and self._head_of is table.weight:
+            logits = self._head(h)
+        else:
+            logits = table.as_linear(h)
         return logits.reshape(*h.shape[:-1], self.args.num_codebooks, self.args.codebook_vocab)
-
-    @property
-    def _head_matrix(self) -> mx.array:
-        """``[K * V, D]``: the table of codes itself where the config ties them."""
-        tied = self.args.tied_head
-        return (self.audio_codebook_embeddings if tied else self.audio_lm_head).weight
 
     def text_logits(self, h: mx.array) -> mx.array:
         """``[..., D]`` -> float32 ``[..., vocab_size]``, by the tied table."""
