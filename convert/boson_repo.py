@@ -62,6 +62,8 @@ def _restore_old_transformers() -> None:
 class BosonTalker:
     """``HiggsAudioModel``: its forward pass, and its own sampling method with RAS off."""
 
+    machine = "boson"
+
     def __init__(self, folder: Path, repo: Path):
         modeling = import_boson(repo)
         self.layout: Layout

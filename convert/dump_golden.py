@@ -4,7 +4,6 @@
     python convert/dump_golden.py model CHECKPOINT OUT.safetensors --reference boson \\
         --boson-repo HIGGS_AUDIO_CHECKOUT
     python convert/dump_golden.py codec CHECKPOINT OUT.safetensors --length-mode boson
-    python convert/dump_golden.py names OUT.json
 
 convert/README.md lists what the files hold.
 """
@@ -38,15 +37,26 @@ def random_prompt(config: Any, seed: int) -> Prompt:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    K, first = config.num_codebooks, config.bos_token_id
+    K = config.num_codebooks
+    words = config.words if is_v3(config) else min(config.bos_token_id, config.vocab_size)
 
     def text(count: int) -> list[int]:
-        return rng.integers(0, min(first, config.vocab_size), count).tolist()
+        return rng.integers(0, words, count).tolist()
 
     codes = rng.integers(0, config.audio_stream_bos_id, (CLIP_FRAMES, K)).tolist()
+    if is_v3(config):
+        return assemble(config, config.cloning(text(12), codes, text(16)))
     start = [config.audio_bos_token_id]
     # transformers looks for its delay ids in the last K ids: keep the clip further away
-    return assemble(config, [[first, *text(12), *start], codes, [*text(K + 8), *start]])
+    parts = [[config.bos_token_id, *text(12), *start], codes, [*text(K + 8), *start]]
+    return assemble(config, parts)
+
+
+def is_v3(config: Any) -> bool:
+    """Whether prompts are those of v3: other tokens, no edge rows around a clip."""
+    from convert.reference_v3 import Config
+
+    return isinstance(config, Config)
 
 
 def assemble(config: Any, parts: list[Any]) -> Prompt:
@@ -60,7 +70,8 @@ def assemble(config: Any, parts: list[Any]) -> Prompt:
         if not (part and isinstance(part[0], list)):
             ids += part
             continue
-        clip = delay(part, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        edge = 0 if is_v3(config) else 1
+        clip = delay(part, config.audio_stream_bos_id, config.audio_stream_eos_id, edge)
         ids += [config.audio_token_id] * (len(clip) - K + 1) + [config.audio_delay_token_id] * (
             K - 1
         )
@@ -70,15 +81,18 @@ def assemble(config: Any, parts: list[Any]) -> Prompt:
     return Prompt(ids, rows)
 
 
-def delay(codes: list[list[int]], bos: int, eos: int) -> list[list[int]]:
-    """Aligned codes ``[T, K]`` -> rows ``[T + K + 1, K]``, all-BOS first and all-EOS last."""
+def delay(codes: list[list[int]], bos: int, eos: int, edge: int = 1) -> list[list[int]]:
+    """Aligned codes ``[T, K]`` -> rows ``[T + K - 1 + 2 * edge, K]``.
+
+    ``edge`` all-BOS rows come first, and as many all-EOS rows last.
+    """
     T, K = len(codes), len(codes[0])
 
     def at(row: int, k: int) -> int:
-        source = row - 1 - k
+        source = row - edge - k
         return bos if source < 0 else eos if source >= T else codes[source][k]
 
-    return [[at(row, k) for k in range(K)] for row in range(T + K + 1)]
+    return [[at(row, k) for k in range(K)] for row in range(T + K - 1 + 2 * edge)]
 
 
 def read_prompt(path: Path, config: Any) -> Prompt:
@@ -129,14 +143,22 @@ def dump_model(args: argparse.Namespace) -> str:
     }
     if text is not None:
         tensors.update(_text_logits(text, args.text_positions))
-    metadata = {"layout": reference.layout, "reference": reference.name, "dtype": "float32"}
-    _save(args.out, tensors, metadata)
+    metadata = {
+        "layout": reference.layout,
+        "reference": reference.name,
+        "machine": reference.machine,
+        "dtype": "float32",
+    }
+    save(args.out, tensors, metadata)
     return f"{len(prompt.ids)} positions, {len(prompt.rows)} clip rows, {len(rows)} greedy rows"
 
 
 def _talker(args: argparse.Namespace) -> Reference:
+    from convert import reference_v3
     from convert.reference import TransformersTalker
 
+    if reference_v3.is_v3(args.checkpoint):
+        return reference_v3.QwenTalker(args.checkpoint)
     if args.reference == "boson":
         from convert.boson_repo import BosonTalker
 
@@ -173,7 +195,7 @@ def dump_codec(args: argparse.Namespace) -> str:
     audio = codec.decode(codes)
     tensors = {"wave": wave, "codes": codes.to(torch.int32), "audio": audio}
     metadata = {"length_mode": args.length_mode, "reference": codec.name, "dtype": "float32"}
-    _save(args.out, tensors, metadata)
+    save(args.out, tensors, metadata)
     return f"{len(wave)} samples, {len(codes)} frames of {codes.shape[1]} codes"
 
 
@@ -202,29 +224,8 @@ def _read_wav(path: Path, rate: int) -> torch.Tensor:
     return torch.from_numpy(samples)
 
 
-def dump_names(args: argparse.Namespace) -> str:
-    """Every weight of the real 3B with its shape, in both spellings, without any weights."""
-    import math
-
-    import torch
-    from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
-
-    from convert.layouts import LAYOUTS, REAL, rename, transformers_config
-
-    with torch.device("meta"):
-        config = HiggsAudioV2Config(**transformers_config(REAL))
-        model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    total = sum(math.prod(shape) for shape in shapes.values())
-    content: dict[str, Any] = {"tensors": len(shapes), "parameters": total}
-    for layout in LAYOUTS:
-        content[layout] = {rename(name, layout): shape for name, shape in shapes.items()}
-    lines = json.dumps(content, indent=0).replace(",\n", ", ").replace("[\n", "[")
-    args.out.write_text(lines.replace("\n]", "]").replace('], "', '],\n"') + "\n")
-    return f"{len(shapes)} tensors, {total:,} parameters"
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a golden; InputError where it cannot be."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -239,10 +240,12 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write goldens from the reference models.")
-    commands = parser.add_subparsers(required=True, metavar="model | codec | names")
+    commands = parser.add_subparsers(required=True, metavar="model | codec")
 
     model = commands.add_parser("model", help="logits of a prompt and a greedy continuation")
-    model.add_argument("checkpoint", type=Path, help="a talker folder, of either layout")
+    model.add_argument(
+        "checkpoint", type=Path, help="a talker folder, v2's of either layout or v3's"
+    )
     model.add_argument("out", type=Path, help="the .safetensors file to write")
     model.add_argument("--seed", type=int, default=0, help="draws the prompt")
     model.add_argument("--prompt-json", type=Path, help='[{"text": [ids]}, {"audio": [[codes]]}]')
@@ -266,10 +269,6 @@ def build_parser() -> argparse.ArgumentParser:
     codec.add_argument("--samples", type=int, default=20 * 960, help="its length")
     codec.add_argument("--wav", type=Path, help="a recording instead of a drawn waveform")
     codec.set_defaults(run=dump_codec)
-
-    names = commands.add_parser("names", help="the real 3B's weight names and shapes")
-    names.add_argument("out", type=Path, help="the .json file to write")
-    names.set_defaults(run=dump_names)
     return parser
 
 

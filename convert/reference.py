@@ -36,7 +36,8 @@ class Reference(Protocol):
     """What a golden needs from a reference model."""
 
     name: str
-    layout: Layout
+    layout: str
+    machine: str  # whose rules its greedy rows follow, as `mlx_higgs.delay` calls them
     config: Any
 
     def prefill(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -44,7 +45,10 @@ class Reference(Protocol):
         ...
 
     def greedy(self, prompt: Prompt, frames: int) -> list[list[int]]:
-        """Rows ``[F, K]`` with the all-BOS row first, at most ``frames``, none holding EOS."""
+        """Rows ``[F, K]``, at most ``frames``.
+
+        Of v2 with the all-BOS row first and none that holds EOS; of v3 the sampled ones.
+        """
         ...
 
 
@@ -71,8 +75,14 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_strictly(kind: Any, config: Any, tensors: dict[str, torch.Tensor], **options: Any) -> Any:
-    """A float32 model of class ``kind`` in which every weight has come from ``tensors``."""
+def load_strictly(
+    kind: Any,
+    config: Any,
+    tensors: dict[str, torch.Tensor],
+    dtype: str = "float32",
+    **options: Any,
+) -> Any:
+    """A model of class ``kind`` in which every weight has come from ``tensors``."""
     import torch
     from transformers.utils import logging
 
@@ -81,7 +91,7 @@ def load_strictly(kind: Any, config: Any, tensors: dict[str, torch.Tensor], **op
         None,
         config=config,
         state_dict=tensors,
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
         output_loading_info=True,
         **options,
     )
@@ -96,6 +106,8 @@ def load_strictly(kind: Any, config: Any, tensors: dict[str, torch.Tensor], **op
 
 class TransformersTalker:
     """``HiggsAudioV2ForConditionalGeneration`` on a checkpoint of any layout."""
+
+    machine = "transformers"
 
     def __init__(self, folder: Path):
         import transformers

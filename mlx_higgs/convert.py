@@ -155,9 +155,10 @@ def write_checkpoint(
     from .weights import read_json
 
     config = read_json(source / "config.json")
-    if codec_folder:
+    bundled = codec_folder == source
+    if codec_folder and not bundled:
         write_codec(codec_folder, folder / "codec", build_model(config).delay)
-    else:
+    elif not codec_folder:
         note(f"{recipe.title} has no codec beside it: --codec names one")
     copy_files(source, folder)
     if not (tokenizer := (folder / TOKENIZER).is_file()):
@@ -165,7 +166,7 @@ def write_checkpoint(
     model = build_model(config, text_head=has_text_head(source))
     block = recipe.plan.config(quantizable(model, recipe.plan))
     write_json(folder / "config.json", converted_config(config, block, recipe.dtype))
-    size, kept, dtype = write_talker(source, folder, recipe)
+    size, kept, dtype = write_talker(source, folder, recipe, bundled=bundled)
     return Result(count(source), size, kept, dtype, bool(codec_folder), tokenizer)
 
 
@@ -181,8 +182,15 @@ def write_codec(source: Path, folder: Path, delay: DelayPattern) -> None:
         codec.save(folder)
 
 
-def write_talker(source: Path, folder: Path, recipe: Recipe) -> tuple[int, list[str], str]:
-    """Write the weights; their bytes, the modules left as they were, and the dtype of those."""
+def write_talker(
+    source: Path, folder: Path, recipe: Recipe, *, bundled: bool = False
+) -> tuple[int, list[str], str]:
+    """Write the weights; their bytes, the modules left as they were, and the dtype of those.
+
+    Args:
+        bundled: copy the codec that lies among the source's tensors.
+    """
+    from .codec.checkpoint import bundled_tensors
     from .loading import has_text_head, load_model
     from .saving import save_weights
 
@@ -193,7 +201,8 @@ def write_talker(source: Path, folder: Path, recipe: Recipe) -> tuple[int, list[
     kept = {path: m.weight for path, m in model.named_modules() if hasattr(m, "to_quantized")}
     dtypes = {str(weight.dtype).removeprefix("mlx.core.") for weight in kept.values()}
     note("weights: writing")
-    return save_weights(model, folder), sorted(kept), " and ".join(sorted(dtypes))
+    beside = bundled_tensors(source) if bundled else {}
+    return save_weights(model, folder, beside=beside), sorted(kept), " and ".join(sorted(dtypes))
 
 
 def count(folder: Path) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .sampling import SamplingParams
 from .types import CheckpointError, InputError
 from .weights import read_json
+
+if TYPE_CHECKING:
+    from .models.base import SpeechModel
 
 SAMPLING = {  # transformers' name -> SamplingParams'
     "temperature": "temperature",
@@ -42,8 +46,11 @@ class Defaults:
     letters: int | None = None  # of a piece of a long text, see pieces.Chunking
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Defaults:
+    def from_pretrained(cls, folder: Path, model: type[SpeechModel] | None = None) -> Defaults:
         """Read ``generation_config.json``: transformers' names, and ours for what it lacks.
+
+        Args:
+            model: says what holds where the file is silent.
 
         Raises:
             CheckpointError: a value that means nothing, named.
@@ -51,16 +58,17 @@ class Defaults:
         path = folder / "generation_config.json"
         config = read_json(path, required=False)
         found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
-        named = {SAMPLING[key]: value for key, value in found.items()}
+        named: dict[str, Any] = {SAMPLING[key]: value for key, value in found.items()}
         if config.get("do_sample") is False:
             named["temperature"] = 0
         if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
             named["ras_window"] = 0  # how the references say off
         try:
-            sampling = SamplingParams(**named)
+            sampling = replace(model.SAMPLING if model else SamplingParams(), **named)
         except InputError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        extra = {name: config[name] for name in EXTRAS if name in config}
+        extra: dict[str, Any] = {"normalize": model.NORMALIZE} if model else {}
+        extra |= {name: config[name] for name in EXTRAS if name in config}
         for name, value in extra.items():
             if type(value) is not EXTRAS[name] or (name in LEAST and value < LEAST[name]):
                 raise CheckpointError(f"{path}: {name} is {value!r}.")

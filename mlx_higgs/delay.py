@@ -16,7 +16,7 @@ reads and writes), here with K = 3 and T = 4 (``.`` BOS, ``#`` EOS)::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -24,7 +24,7 @@ import numpy as np
 
 from .types import InputError
 
-Machine = Literal["boson", "transformers"]
+Machine = Literal["boson", "transformers", "strict", "sglang"]
 
 
 class DelayState(NamedTuple):
@@ -43,10 +43,13 @@ class DelayPattern:
         num_codebooks: K.
         bos_id, eos_id: stream markers, both outside the codec's own code range.
         edge_frames: all-BOS rows before and all-EOS rows after the codes (v2: 1, v3: 0).
-        machine: whose ramp-out rules ``advance`` follows. ``boson``: the lowest codebook that
+        machine: whose rules ``advance`` follows. Of v2, ``boson``: the lowest codebook that
             says EOS silences those below it at once and those above it one by one
-            (HiggsAudioModel._sample_audio_tokens). ``transformers``: any EOS starts a full
-            ramp from codebook 0 (HiggsAudioV2DelayPatternLogitsProcessor).
+            (HiggsAudioModel._sample_audio_tokens); ``transformers``: any EOS starts a full
+            ramp from codebook 0 (HiggsAudioV2DelayPatternLogitsProcessor). Of v3, ``sglang``: an
+            EOS of codebook 0 after the ramp-in ends the stream K - 1 rows later, and whatever is
+            sampled meanwhile enters it (sglang-omni's sampler); ``strict``: the same, but no
+            marker is sampled where it cannot belong, and the ramp-out is EOS.
     """
 
     num_codebooks: int = 8
@@ -54,6 +57,17 @@ class DelayPattern:
     eos_id: int = 1025
     edge_frames: int = 0
     machine: Machine = "boson"
+
+    def under(self, machine: Machine | None) -> DelayPattern:
+        """The same layout under the rules that a request asks for; None keeps these.
+
+        Raises:
+            InputError: rules of another model generation.
+        """
+        known = MACHINES[self.edge_frames]
+        if machine is not None and machine not in known:
+            raise InputError(f"This model's speech ends by {' or '.join(known)}, not {machine!r}.")
+        return self if machine is None else replace(self, machine=machine)
 
     @property
     def codebook_size(self) -> int:
@@ -89,6 +103,15 @@ class DelayPattern:
         still = mx.zeros((batch,), mx.int32)
         return DelayState(still, still - 1, still > 0)
 
+    def allowed(self, logits: mx.array, state: DelayState) -> mx.array:
+        """Logits ``[B, K, V]`` with -inf where the ``strict`` machine lets no marker be sampled."""
+        if self.machine != "strict":
+            return logits
+        ids, book = mx.arange(logits.shape[-1]), mx.arange(self.num_codebooks)[:, None]
+        may_end = (state.step >= self.num_codebooks)[:, None, None] & (book == 0)
+        fits = (ids < self.codebook_size) | ((ids == self.eos_id) & may_end)
+        return mx.where(fits, logits, -mx.inf)
+
     def advance(self, row: mx.array, state: DelayState) -> tuple[mx.array, DelayState]:
         """Freshly sampled rows ``[B, K]`` -> the rows that enter the streams, and what follows.
 
@@ -97,14 +120,13 @@ class DelayPattern:
         """
         book = mx.arange(self.num_codebooks)
         row = mx.where(book > state.step[:, None], self.bos_id, row)
-        ramp_out = _boson_ramp_out if self.machine == "boson" else _transformers_ramp_out
-        row, ramp, done = ramp_out(self, book, row, state.ramp[:, None])
+        row, ramp, done = RAMP_OUT[self.machine](self, book, row, state)
         return row.astype(mx.int32), DelayState(state.step + 1, ramp[:, 0], done)
 
 
-def _boson_ramp_out(pattern, book, row, ramp):
+def _boson_ramp_out(pattern, book, row, state):
     """``ramp`` counts the rows still to come."""
-    K, eos = pattern.num_codebooks, pattern.eos_id
+    K, eos, ramp = pattern.num_codebooks, pattern.eos_id, state.ramp[:, None]
     ramping = ramp >= 0
     lowest = mx.min(mx.where(row == eos, book, K), axis=-1, keepdims=True)
     row = mx.where(mx.where(ramping, book < K - ramp, (book < lowest) & (lowest < K)), eos, row)
@@ -113,14 +135,41 @@ def _boson_ramp_out(pattern, book, row, ramp):
     return row, ramp, ramp[:, 0] == 0
 
 
-def _transformers_ramp_out(pattern, book, row, ramp):
+def _transformers_ramp_out(pattern, book, row, state):
     """``ramp`` counts the codebooks already silenced; it starts one row after the first EOS."""
-    eos = pattern.eos_id
+    eos, ramp = pattern.eos_id, state.ramp[:, None]
     ramp = mx.where(ramp >= 0, ramp + 1, ramp)
     row = mx.where(book < ramp, eos, row)
     hit = row == eos
     ramp = mx.where((ramp < 0) & mx.any(hit, axis=-1, keepdims=True), 0, ramp)
     return row, ramp, mx.all(hit, axis=-1)
+
+
+def _sglang_ramp_out(pattern, book, row, state):
+    """``ramp`` counts the rows still to come; the row of the EOS is one of the last K."""
+    K, ramp = pattern.num_codebooks, state.ramp[:, None]
+    fresh = (row[:, :1] == pattern.eos_id) & (state.step[:, None] >= K)
+    ramp = mx.where(ramp >= 0, ramp - 1, mx.where(fresh, K - 2, -1))
+    return row, ramp, ramp[:, 0] == 0
+
+
+def _strict_ramp_out(pattern, book, row, state):
+    """As sglang's; codebook k is silent from k rows after the EOS on."""
+    row, ramp, done = _sglang_ramp_out(pattern, book, row, state)
+    silent = (ramp >= 0) & (book < pattern.num_codebooks - 1 - ramp)
+    return mx.where(silent, pattern.eos_id, row), ramp, done
+
+
+RAMP_OUT = {
+    "boson": _boson_ramp_out,
+    "transformers": _transformers_ramp_out,
+    "strict": _strict_ramp_out,
+    "sglang": _sglang_ramp_out,
+}
+MACHINES: dict[int, tuple[Machine, ...]] = {  # by edge_frames; the first is the default, the last a reference's
+    0: ("strict", "sglang"),
+    1: ("boson", "transformers"),
+}
 
 
 class RowReverter:

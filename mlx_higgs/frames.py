@@ -36,33 +36,54 @@ MAX_IDENTICAL_ROWS = 32  # 1.3 s of one and the same row is no speech
 
 def prefill(model: SpeechModel, prompt: Prompt, prefix: Prefix | None = None) -> list[KVCache]:
     """The caches after a prompt, of which ``prefix`` is known already."""
+    return read_prompt(model, prompt, prefix)[0]
+
+
+def read_prompt(
+    model: SpeechModel, prompt: Prompt, prefix: Prefix | None = None
+) -> tuple[list[KVCache], mx.array | None]:
+    """The caches after a prompt, of which ``prefix`` is known already.
+
+    Returns:
+        And the last hidden state ``[1, 1, D]``; None where nothing was left to compute.
+    """
+    h = None
     caches = model.make_cache() if prefix is None else prefix.start()
     rest = prompt if prefix is None else prompt[prefix.parts :]
     if not rest:
-        return caches
+        return caches, h
     x, is_audio = model.embed_prompt(rest)
     for start in range(0, x.shape[1], PREFILL_POSITIONS):
         some = slice(start, start + PREFILL_POSITIONS)
         mx.eval([(cache.keys, cache.values) for cache in caches if cache.keys is not None])
-        model.hidden(x[:, some], caches, is_audio[:, some])
-    return caches
+        h = model.hidden(x[:, some], caches, is_audio[:, some])[:, -1:]
+    return caches, h
 
 
 def begin(
     model: SpeechModel, prompt: Prompt, params: SamplingParams, prefix: Prefix | None
 ) -> tuple[list[KVCache], StepState]:
-    """A request before its first frame: its prompt computed, and what it has heard."""
-    caches = prefill(model, prompt, prefix)
-    return caches, first_state(model.delay, heard_window(prompt, params, model.delay))
+    """A request at its first row: its prompt computed, and what it has heard.
+
+    That row is all BOS where the pattern has such an edge, and else what the prompt's last position
+    leads to.
+    """
+    pattern = model.delay.under(params.machine)
+    state = first_state(pattern, heard_window(prompt, params, pattern))
+    caches, h = read_prompt(model, prompt, prefix)
+    if pattern.edge_frames:
+        return caches, state
+    assert h is not None  # a prompt ends with words
+    return caches, AudioStep.of(model, [params]).after(h, state)
 
 
 def heard_window(prompt: Prompt, params: SamplingParams, pattern: DelayPattern) -> mx.array | None:
-    """The RAS window ``[1, W, K]`` over the prompt's clips and the first, all-BOS row."""
-    every = params.machine == "transformers"  # it does not tell heard from spoken
+    """The RAS window ``[1, W, K]`` over the prompt's clips and the all-BOS row, if there is one."""
+    every = pattern.machine == "transformers"  # it does not tell heard from spoken
     clips = [part.codes for part in prompt if isinstance(part, Audio) and (part.spoken or every)]
-    bos = mx.full((1, pattern.num_codebooks), pattern.bos_id, dtype=mx.int32)
+    bos = mx.full((pattern.edge_frames, pattern.num_codebooks), pattern.bos_id, dtype=mx.int32)
     heard = mx.concatenate([*(pattern.apply(codes) for codes in clips), bos])
-    return start_window(heard, params, pattern.codebook_size)
+    return start_window(heard, params, pattern)
 
 
 class RowReader:

@@ -170,6 +170,7 @@ def _write(
 ) -> int:
     import shutil
 
+    from .codec.checkpoint import bundled_tensors
     from .peft import theirs
     from .saving import SHARD_LIMIT, copy_files, save_weights, write_json
     from .weights import read_json
@@ -177,14 +178,16 @@ def _write(
     config = read_json(base / "config.json")
     if dequantize and stored_quantization(config):
         config = {k: v for k, v in config.items() if not k.startswith("quantization")}
-    names = [] if "text_config" in config else talker.WEIGHT_NAMES
-    if codec_folder:
+    names = talker.names_in(config)
+    bundled = codec_folder == base
+    if codec_folder and not bundled:
         shutil.copytree(codec_folder, folder / "codec")
-    else:
+    elif not codec_folder:
         note(f"{base.name} has no codec beside it: --codec names one")
     copy_files(base, folder)
     write_json(folder / "config.json", config)
-    return save_weights(talker, folder, SHARD_LIMIT, lambda name: theirs(name, names))
+    beside = bundled_tensors(base) if bundled else {}
+    return save_weights(talker, folder, SHARD_LIMIT, lambda name: theirs(name, names), beside)
 
 
 def _card(model: str, adapter: Path, name: str) -> str:

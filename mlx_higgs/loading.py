@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from .defaults import Defaults
-from .models import get_model_classes
+from .models import family, get_model_classes
 from .models.snapshot import Snapshot
 from .quantization import (
     Plan,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .codec import HiggsCodec
     from .delay import DelayPattern
     from .models.base import SpeechModel
-    from .prompts.v2 import PromptBuilder
+    from .prompts.base import PromptBuilder
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "demo"
@@ -70,10 +71,13 @@ class Higgs:
         return self.talker
 
     @cached_property
-    def prompts(self) -> PromptBuilder:
-        from .prompts.v2 import PromptBuilder
+    def _config(self) -> dict:
+        return read_json(self.path / "config.json")
 
-        return PromptBuilder.from_pretrained(resolve(self.tokenizer_source or self.path))
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        module = import_module(f".prompts.{family(self._config)}", __package__)
+        return module.PromptBuilder.from_pretrained(resolve(self.tokenizer_source or self.path))
 
     @cached_property
     def codec_folder(self) -> Path:
@@ -87,7 +91,7 @@ class Higgs:
 
     @cached_property
     def defaults(self) -> Defaults:
-        return Defaults.from_pretrained(self.path)
+        return Defaults.from_pretrained(self.path, type(self.talker))
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:
@@ -152,8 +156,11 @@ def find_codec(folder: Path, source: str | Path | None = None) -> Path:
 
 
 def codec_beside(folder: Path) -> Path | None:
-    """The codec that came with a model."""
-    return next((folder / name for name in CODEC_FOLDERS if (folder / name).is_dir()), None)
+    """The codec that came with a model: in a folder of its own, or among the talker's tensors."""
+    from .codec.checkpoint import is_bundled
+
+    beside = [folder / name for name in CODEC_FOLDERS if (folder / name).is_dir()]
+    return beside[0] if beside else folder if is_bundled(folder) else None
 
 
 def load_codec(folder: Path) -> HiggsCodec:
@@ -214,6 +221,7 @@ def fuse_layers(model: Any) -> None:
         layer.fuse()
         mx.eval(layer.parameters())
         mx.clear_cache()
+    model.fuse()  # what is no layer's
 
 
 def resolve_adapter(source: str | Path) -> Path:

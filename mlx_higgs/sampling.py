@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 
 import mlx.core as mx
 
-from .delay import Machine
+from .delay import DelayPattern, Machine
 from .memory import on_cpu
 from .types import InputError
 
@@ -30,7 +30,7 @@ class SamplingParams:
         ras_max_repeats: a code this often in the window is drawn again from the raw softmax.
         max_frames: rows at most, the all-BOS row included (25 make a second).
         seed: None draws one; a result always says which.
-        machine: whose end-of-speech and RAS rules apply (see DelayPattern).
+        machine: whose end-of-speech and RAS rules apply (see DelayPattern); None: the model's.
     """
 
     temperature: float = 0.7
@@ -40,12 +40,12 @@ class SamplingParams:
     ras_max_repeats: int = 2
     max_frames: int = 2048
     seed: int | None = None
-    machine: Machine = "boson"
+    machine: Machine | None = None
 
     def __post_init__(self):
         for name, kind, allowed, wanted in LIMITS:
             value = getattr(self, name)
-            if name == "seed" and value is None:
+            if name in ("seed", "machine") and value is None:
                 continue
             known = isinstance(value, kind) and not isinstance(value, bool)
             if not known or not allowed(value):
@@ -63,7 +63,7 @@ LIMITS: list[tuple[str, type, Callable[[Any], bool], str]] = [
     ("ras_max_repeats", Integral, lambda v: 1 <= v < 2**31, "a whole number above 0"),
     ("max_frames", Integral, lambda v: 1 <= v < 2**31, "a whole number above 0"),
     ("seed", Integral, lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
-    ("machine", str, lambda v: v in get_args(Machine), "boson or transformers"),
+    ("machine", str, lambda v: v in get_args(Machine), " or ".join(get_args(Machine))),
 ]
 
 
@@ -109,6 +109,7 @@ class Kind:
     draws: bool  # some row has a temperature
     greedy: bool  # some row has none
     filters: bool  # some row has top-k or top-p
+    cuts: bool  # some row has top-p
     top_k: int  # ids kept by the row that keeps most
     ragged: bool  # they look back differently far
 
@@ -129,6 +130,7 @@ class Sampler:
             draws=any(p.temperature for p in requests),
             greedy=any(not p.temperature for p in requests),
             filters=any(p.top_k or p.top_p < 1 for p in requests),
+            cuts=any(p.top_p < 1 for p in requests),
             top_k=max(kept),
             ragged=min(windows) < furthest,
         )
@@ -156,6 +158,8 @@ def nucleus(logits: mx.array, sampler: Sampler) -> mx.array:
     values = sampler.values
     ordered = likeliest(logits, sampler.kind.top_k)
     last = mx.take_along_axis(ordered, values.top_k - 1, axis=-1)
+    if not sampler.kind.cuts:  # what follows would keep as much
+        return mx.where(logits < last, -math.inf, logits)
     top = ordered[..., :1]
     whole = mx.sum(mx.where(logits < last, 0.0, mx.exp(logits - top)), axis=-1, keepdims=True)
     probs = mx.exp(ordered - top) / whole
@@ -211,7 +215,7 @@ def sample_codes(
     return mx.where(mx.sum(seen, axis=1) >= sampler.values.max_repeats, fresh, row)
 
 
-def start_window(rows: mx.array, params: SamplingParams, codebook_size: int) -> mx.array | None:
+def start_window(rows: mx.array, params: SamplingParams, pattern: DelayPattern) -> mx.array | None:
     """The RAS window ``[1, W, K]`` of one request over rows heard before; -1 where none were.
 
     transformers' window does not count BOS and EOS; Boson's does.
@@ -219,18 +223,18 @@ def start_window(rows: mx.array, params: SamplingParams, codebook_size: int) -> 
     if not params.ras_window:
         return None
     unheard = mx.full((params.ras_window, rows.shape[1]), -1, dtype=mx.int32)
-    rows = _countable(rows.astype(mx.int32), params.machine, codebook_size)
+    rows = _countable(rows.astype(mx.int32), pattern)
     return mx.concatenate([unheard, rows])[None, -params.ras_window :]
 
 
-def slide_window(
-    window: mx.array | None, row: mx.array, machine: Machine, codebook_size: int
-) -> mx.array | None:
+def slide_window(window: mx.array | None, row: mx.array, pattern: DelayPattern) -> mx.array | None:
     """The windows ``[B, W, K]`` one row ``[B, K]`` later."""
     if window is None:
         return None
-    return mx.concatenate([window[:, 1:], _countable(row, machine, codebook_size)[:, None]], 1)
+    return mx.concatenate([window[:, 1:], _countable(row, pattern)[:, None]], 1)
 
 
-def _countable(rows: mx.array, machine: Machine, codebook_size: int) -> mx.array:
-    return mx.where(rows >= codebook_size, -1, rows) if machine == "transformers" else rows
+def _countable(rows: mx.array, pattern: DelayPattern) -> mx.array:
+    if pattern.machine != "transformers":
+        return rows
+    return mx.where(rows >= pattern.codebook_size, -1, rows)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -156,17 +157,19 @@ def save_weights(
     folder: Path,
     limit: int = SHARD_LIMIT,
     rename: Callable[[str], str] = str,
+    beside: Mapping[str, mx.array] = MappingProxyType({}),
 ) -> int:
     """Write ``model.safetensors``, or shards of at most ``limit`` bytes and their index.
 
     Args:
         rename: the model's name of a tensor -> its name in the file.
+        beside: what else goes into the file, by its name there.
 
     Returns:
         The bytes of all tensors.
     """
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    shards = split({rename(name): array for name, array in arrays.items()}, limit)
+    shards = split({**{rename(k): array for k, array in arrays.items()}, **beside}, limit)
     total = sum(array.nbytes for shard in shards for array in shard.values())
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -60,19 +60,24 @@ class AudioStep:
     @classmethod
     def of(cls, model: SpeechModel, requests: Sequence[SamplingParams]) -> AudioStep:
         """The step of some requests, all of one ``machine`` and with seeds."""
-        pattern = replace(model.delay, machine=requests[0].machine)
+        pattern = model.delay.under(requests[0].machine)
         keys = [seed_key(cast(int, params.seed)) for params in requests]
         sampler = Sampler.of(requests, pattern.codebook_size + 2)  # BOS and EOS
         return cls(model, pattern, sampler, mx.stack(keys))
 
     def __call__(self, state: StepState, caches: Sequence[Cache]) -> StepState:
-        model, pattern, sampler = self.model, self.pattern, self.sampler
-        h = model.hidden(model.embed_rows(state.row[:, None]), caches)
-        logits = model.audio_logits(h[:, -1])
+        model = self.model
+        return self.after(model.hidden(model.embed_rows(state.row[:, None]), caches), state)
+
+    def after(self, h: mx.array, state: StepState) -> StepState:
+        """The frame that hidden states ``[B, S, D]`` lead to."""
+        pattern = self.pattern
+        logits = self.model.audio_logits(h[:, -1])
         keys = frame_keys(self.keys, state.delay.step + 1)
-        row = sample_codes(logits, sampler, keys, state.window)
+        allowed = pattern.allowed(logits, state.delay)
+        row = sample_codes(allowed, self.sampler, keys, state.window)
         row, delay = pattern.advance(row, state.delay)
-        window = slide_window(state.window, row, pattern.machine, pattern.codebook_size)
+        window = slide_window(state.window, row, pattern)
         status = mx.where(delay.done, DONE, GOING)
         status = mx.where(mx.isfinite(mx.sum(logits, axis=(1, 2))), status, BROKEN)
         return StepState(row, delay, window, report_of(row, status))
@@ -83,7 +88,7 @@ def report_of(row: mx.array, status: mx.array) -> mx.array:
 
 
 def first_state(pattern: DelayPattern, window: mx.array | None, batch: int = 1) -> StepState:
-    """Before the first frame: rows of BOS (the reference's AUDIO_INIT)."""
+    """Before the first frame is sampled: rows of BOS (the reference's AUDIO_INIT)."""
     row = mx.full((batch, pattern.num_codebooks), pattern.bos_id, dtype=mx.int32)
     return StepState(
         row, pattern.start(batch), window, report_of(row, mx.full((batch,), GOING, dtype=mx.int32))

@@ -148,7 +148,7 @@ def test_what_breaks_a_batch_is_told_to_all_and_does_not_stay(seed: int, monkeyp
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "prefill", full)
+        patch.setattr(frames, "read_prompt", full)
         joined.append(batch.join(*asked[2]))
         with pytest.raises(RuntimeError, match="no memory"):
             batch.step()

@@ -183,7 +183,7 @@ def test_memory_is_the_results(work: Path, seed: int, bits: int):
 
 
 def half_written(error: BaseException):
-    def save(model, folder: Path, limit: int = 0) -> int:
+    def save(model, folder: Path, limit: int = 0, **_) -> int:
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
@@ -209,7 +209,7 @@ def test_killed_leaves_nothing_under_the_name(work: Path):
     script = (
         "import os, signal, mlx_higgs.saving as saving, mlx_higgs.convert as convert\n"
         "write = saving.save_weights\n"
-        "def save(model, folder):\n"
+        "def save(model, folder, **_):\n"
         "    write(model, folder)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "saving.save_weights = save\n"
@@ -259,7 +259,7 @@ def test_failing_rename_brings_the_old_one_back(work: Path, monkeypatch: pytest.
 
 
 def test_a_target_that_appeared_meanwhile_is_kept(work: Path, monkeypatch: pytest.MonkeyPatch):
-    def save(model, folder: Path) -> int:
+    def save(model, folder: Path, **_) -> int:
         (work / "out").mkdir()
         (work / "out/other").write_text("x")
         return 1

@@ -16,6 +16,7 @@ from convert.reference import (
     read_tensors,
     sinc_resample,
 )
+from convert.reference_v3 import QwenTalker, is_v3
 from convert.tiny import write_checkpoint, write_codec
 from mlx_higgs.types import CheckpointError
 
@@ -42,12 +43,12 @@ def test_four_layouts_are_one_model(tmp_path: Path, seed: int, shards: int) -> N
     assert 0.5 < seen[0][0].std() < 5
 
 
-@pytest.mark.parametrize("name", ["tiny_transformers", "tiny_boson"])
+@pytest.mark.parametrize("name", ["tiny_transformers", "tiny_boson", "tiny_v3"])
 def test_goldens_are_the_references(name: str) -> None:
     from safetensors.torch import load_file
 
     golden = load_file(GOLDEN / f"model_{name}.safetensors")
-    talker = TransformersTalker(GOLDEN / name)
+    talker = (QwenTalker if is_v3(GOLDEN / name) else TransformersTalker)(GOLDEN / name)
     prompt = Prompt(golden["input_ids"].tolist(), golden["audio_rows"].tolist())
     audio, text = talker.prefill(prompt)
     # other machines add up in another order

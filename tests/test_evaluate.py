@@ -16,7 +16,7 @@ from mlx_higgs.evaluate.parity import parity
 from mlx_higgs.loading import DEMO
 
 GOLDEN = Path(__file__).parent / "golden"
-LAYOUTS = ("transformers", "boson")
+LAYOUTS = ("transformers", "boson", "v3")
 
 
 def golden_of(layout: str) -> Path:
@@ -65,6 +65,28 @@ def test_placeholders_of_minus_100_are_understood(tmp_path: Path):
     report = parity(GOLDEN / "tiny_transformers", tmp_path / "golden.safetensors")
     assert report.max_abs <= 1e-4
     assert report.text_max_abs is None
+
+
+def test_greedy_rows_follow_the_rules_they_were_made_by(tmp_path: Path, capsys):
+    """Rows full of markers, to the end: the golden's rules make them, the product's do not."""
+    arrays, metadata = mx.load(str(golden_of("v3")), return_metadata=True)
+    assert isinstance(arrays, dict)
+    assert isinstance(metadata, dict)
+    rows = np.array(arrays["greedy_rows"])
+    assert (rows[8:-7] >= 10).any()
+    assert rows[-7, 0] == 11  # an EOC in row r makes r + 7 rows
+    equal = {}
+    for machine in ("sglang", "strict", None):
+        named = {**metadata, "machine": machine} if machine else {"dtype": "float32"}
+        mx.save_safetensors(str(tmp_path / "golden.safetensors"), arrays, named)
+        report = parity(GOLDEN / "tiny_v3", tmp_path / "golden.safetensors")
+        equal[machine] = report.greedy_rows_equal
+        assert report.machine == (machine or "sglang")
+    assert equal == {"sglang": True, "strict": False, None: True}
+    named = {**metadata, "machine": "boson"}
+    mx.save_safetensors(str(tmp_path / "golden.safetensors"), arrays, named)
+    assert main(["parity", str(GOLDEN / "tiny_v3"), str(tmp_path / "golden.safetensors")]) == 2
+    assert "ends by strict or sglang" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["boson", "hf", "align"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import shlex
+import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -21,7 +23,10 @@ from mlx_higgs.evaluate.__main__ import build_parser, main
 from mlx_higgs.evaluate.bandwidth import Fit, copy_bandwidth, fit_line
 from mlx_higgs.evaluate.codec_speed import measure_codec, peer_codec, random_codec
 from mlx_higgs.evaluate.first_audio import measure_first_audio, voice_prompt
-from mlx_higgs.evaluate.peer import TALKER, peer_module, peer_readings, peer_talker
+from mlx_higgs.evaluate.paced import paced
+from mlx_higgs.evaluate.peer import peer_module
+from mlx_higgs.evaluate.peer_v2 import TALKER
+from mlx_higgs.evaluate.peers import Peer
 from mlx_higgs.evaluate.reads import by_part, frame_bytes, frame_readings, watch
 from mlx_higgs.evaluate.rounds import Contender, ratio, take_turns
 from mlx_higgs.evaluate.shapes import SHAPES, Width, random_talker
@@ -31,15 +36,15 @@ from mlx_higgs.prefix import positions
 COMMAND = ["speed", "--shape", "tiny", "--frames", "2", "--rounds", "2", "--prompt", "4"]
 
 
-def tiny(seed: int, bits: int = 32):
-    return random_talker(SHAPES["tiny"], Width.of(bits, "float32"), seed)
+def tiny(seed: int, bits: int = 32, shape: str = "tiny"):
+    return random_talker(SHAPES[shape], Width.of(bits, "float32"), seed)
 
 
 # -- bytes --------------------------------------------------------------------------------------
 
 
-def published(bits: int):
-    return random_talker(SHAPES["v2-3b"], Width.of(bits, "bfloat16"), lazy=True)
+def published(bits: int, shape: str = "v2-3b"):
+    return random_talker(SHAPES[shape], Width.of(bits, "bfloat16"), lazy=True)
 
 
 @pytest.mark.parametrize(("bits", "gigabytes"), [(16, 5.688), (8, 3.046), (6, 2.341), (4, 1.636)])
@@ -63,9 +68,43 @@ def test_a_frame_of_the_published_talker(bits: int, gigabytes: float):
 def test_mlx_audio_reads_both_ffns(bits: int, gigabytes: float):
     pytest.importorskip("mlx_audio")
     model = published(bits)
-    theirs = by_part(peer_readings(peer_talker(model, Width.of(bits, "bfloat16").quantization)))
+    theirs = by_part(Peer(model, Width.of(bits, "bfloat16").quantization).readings())
     assert sum(theirs.values()) / 1e9 == pytest.approx(gigabytes, abs=5e-4)
     assert theirs["ffn"] == 2 * frame_bytes(model).parts["ffn"]
+
+
+@pytest.mark.parametrize(("bits", "gigabytes"), [(16, 7.309), (8, 3.903), (6, 2.994), (4, 2.086)])
+def test_a_frame_of_the_published_v3(bits: int, gigabytes: float):
+    """36 layers: attention 943.7 M, FFN 2689.6 M; the table of codes is the head, 21.0 M.
+
+    For generation the head is kept in float32: 42 MB more.
+    """
+    model = published(bits, "v3-4b")
+    read = frame_bytes(model)
+    per_weight = 2 if bits == 16 else (bits + 0.5) / 8
+    matrices = {name: read.parts[name] for name in ("attention", "ffn", "audio_head")}
+    assert matrices == {
+        "attention": 943_718_400 * per_weight,
+        "ffn": 2_689_597_440 * per_weight,
+        "audio_head": 21_012_480 * 2,
+    }
+    assert read.weights / 1e9 == pytest.approx(gigabytes, abs=5e-4)
+    assert read.kv_per_position == 36 * 2 * 8 * 128 * 2
+    model.fuse()
+    joined = frame_bytes(model).parts
+    assert joined["audio_head"] == 21_012_480 * 4
+    assert [joined[name] for name in ("attention", "ffn")] == [
+        read.parts[name] for name in ("attention", "ffn")
+    ]
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_mlx_audio_reads_as_much_of_v3_but_for_the_head(bits: int):
+    pytest.importorskip("mlx_audio")
+    model = published(bits, "v3-4b")
+    theirs = by_part(Peer(model, Width.of(bits, "bfloat16").quantization).readings())
+    ours = frame_bytes(model).parts
+    assert {**theirs, "other": 0} == {**ours, "other": 0}
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -170,9 +209,10 @@ def test_random_weights_come_from_the_seed(seed: int):
     assert not mx.array_equal(*(a["embed_tokens.weight"] for a in arrays[1:]))
 
 
+@pytest.mark.parametrize("shape", ["tiny", "v3-tiny"])
 @pytest.mark.parametrize("bits", [32, 8, 4])
-def test_random_talkers_say_something_and_never_end(seed: int, bits: int):
-    model = contenders.endless(tiny(seed, bits))
+def test_random_talkers_say_something_and_never_end(seed: int, bits: int, shape: str):
+    model = contenders.endless(tiny(seed, bits, shape))
     rows = mx.zeros((1, 5, 8), mx.int32)
     logits = model.audio_logits(model.hidden(model.embed_rows(rows), None))
     assert 0.3 < mx.std(logits).item() < 3
@@ -192,9 +232,10 @@ class Counting(contenders.Endless):
         return self._model.hidden(x, cache, is_audio)
 
 
+@pytest.mark.parametrize("shape", ["tiny", "v3-tiny"])
 @pytest.mark.parametrize("loop", ["auto", "eager", "async"])
-def test_a_call_of_our_loop_makes_the_frames_it_says(seed: int, loop: str):
-    model = Counting(tiny(seed))
+def test_a_call_of_our_loop_makes_the_frames_it_says(seed: int, loop: str, shape: str):
+    model = Counting(tiny(seed, shape=shape))
     work = contenders.talker_work(model, contenders.drawn_prompt(model, 3, seed), seed, loop)
     work(2)
     before = model.steps
@@ -234,12 +275,64 @@ def test_the_peer_is_the_same_talker(seed: int, bits: int):
     pytest.importorskip("mlx_audio")
     lookup = peer_module(f"{TALKER}.generation").lookup_audio_embedding
     model = tiny(seed, bits)
-    peer = peer_talker(model, Width.of(bits, "float32").quantization)
+    peer = Peer(model, Width.of(bits, "float32").quantization).talker
     row = mx.array(np.random.default_rng(seed).integers(0, 66, (8, 1)))
     x = lookup(peer.audio_codebook_embeddings, row, 66)
     _, theirs = peer(inputs_embeds=x[None], audio_out_mask=mx.ones((1, 1), mx.bool_))
     ours = model.audio_logits(model.hidden(model.embed_rows(row.T[None]), model.make_cache()))
     assert mx.allclose(ours, theirs, atol=1e-4).item()
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_the_v3_peer_is_the_same_talker(seed: int, bits: int):
+    """After a prompt and a row, single and in a batch; its loops go on as far as they are told."""
+    pytest.importorskip("mlx_audio")
+    model = tiny(seed, bits, "v3-tiny")
+    peer = Peer(model, Width.of(bits, "float32").quantization)
+    heard: list[mx.array] = []
+    score = type(peer.talker)._audio_logits
+    peer.talker._audio_logits = lambda h: (heard.append(score(peer.talker, h)), heard[-1])[1]
+    prompt = contenders.drawn_prompt(model, 3, seed)
+    batch = peer.batch_work(prompt, 2)
+    batch(2)  # the prompts, then a row
+    (theirs,) = heard
+    h = model.hidden(model.embed_prompt(prompt)[0], model.make_cache())[:, -1]
+    for row in theirs:
+        assert mx.allclose(model.audio_logits(h)[0], row, atol=1e-4).item()
+    batch(5)
+    assert len(heard) == 6
+    alone, frames = peer.work(prompt), []
+    embed = type(peer.talker)._embed_audio_codes
+    try:
+        type(peer.talker)._embed_audio_codes = lambda self, codes: (
+            frames.append(1),
+            embed(self, codes),
+        )[1]
+        for count, total in [(1, 1), (4, 5), (12, 17)]:  # beyond the ramp-in, where it waits
+            alone(count)
+            assert len(frames) == total
+    finally:
+        type(peer.talker)._embed_audio_codes = embed
+
+
+def test_a_paced_loop_ends_with_its_work():
+    before, calls = threading.active_count(), []
+
+    def loop(pause):
+        while True:
+            pause()
+            calls.append(1)
+
+    work = paced(loop)
+    for frames, total in [(2, 2), (3, 5)]:
+        work(frames)
+        assert len(calls) == total
+    del work
+    gc.collect()
+    assert (len(calls), threading.active_count()) == (5, before)
+    work = paced(lambda pause: pause())
+    with pytest.raises(RuntimeError, match="The loop ended"):
+        work(3)
 
 
 # -- codec --------------------------------------------------------------------------------------
@@ -269,8 +362,9 @@ def test_the_peers_codec_is_the_same_codec(seed: int):
     assert error.item() < 1e-4
 
 
-def test_a_known_voice_skips_all_but_the_text(seed: int):
-    model = contenders.endless(tiny(seed))
+@pytest.mark.parametrize("shape", ["tiny", "v3-tiny"])
+def test_a_known_voice_skips_all_but_the_text(seed: int, shape: str):
+    model = contenders.endless(tiny(seed, shape=shape))
     found = measure_first_audio(model, load_codec(DEMO / "codec"), 0.4, seed, chunk=1)
     prompt = voice_prompt(model, 0.4, seed)
     assert found.prompt == positions(prompt, model.delay)
@@ -320,6 +414,16 @@ def test_a_sweep_tries_everything(capsys, small_buffer):
     names = [row["name"] for row in width["loops"]]
     assert names == ["ours", "eager", "async", "compiled", "separate q, k, v"]
     assert [row["streams"] for row in width["batches"]] == [1, 2, 4, 8, 16]
+
+
+def test_v3_is_measured_alike(capsys, small_buffer):
+    pytest.importorskip("mlx_audio")
+    words = ["--shape", "v3-tiny", "--batch", "1", "2", "--peer", "mlx-audio", "--json"]
+    assert main(["speed", *words, *COMMAND[3:]]) == 0
+    (width,) = json.loads(capsys.readouterr().out)["widths"]
+    assert width["peer"]["cpu_ratio"] > 0
+    assert [row["streams"] for row in width["peer_batches"]] == [1, 2]
+    assert width["peer_bytes_per_frame"] > 0
 
 
 def test_a_person_can_read_it(capsys, small_buffer):

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_higgs.delay import DelayPattern
 from mlx_higgs.sampling import (
     FrameKeys,
     Sampler,
@@ -22,6 +23,10 @@ from mlx_higgs.sampling import (
     start_window,
 )
 from mlx_higgs.types import InputError
+
+
+def pattern_of(codes: int, machine=None) -> DelayPattern:
+    return DelayPattern(2, codes, codes + 1, edge_frames=1).under(machine)
 
 
 def slow_filter(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
@@ -99,7 +104,7 @@ def test_a_row_draws_the_same_in_any_company(seed: int):
     rng = np.random.default_rng(seed)
     logits = mx.array(rng.normal(0, 2, (5, 8, V)).astype(np.float32))
     heard = mx.array(rng.integers(0, 6, (5, 20, 8)))
-    windows = [start_window(heard[i], p, V) for i, p in enumerate(requests)]
+    windows = [start_window(heard[i], p, pattern_of(V)) for i, p in enumerate(requests)]
     together = sample_codes(
         logits,
         Sampler.of(requests, V),
@@ -136,21 +141,21 @@ def test_keys_differ_by_seed_and_frame():
 def test_window_looks_back_on_the_given_rows():
     params = SamplingParams(ras_window=3)
     heard = mx.array([[1, 2], [3, 4]])
-    window = start_window(heard, params, 100)
+    window = start_window(heard, params, pattern_of(100))
     assert window is not None
     assert window.tolist() == [[[-1, -1], [1, 2], [3, 4]]]
-    window = slide_window(window, mx.array([[5, 100]]), params.machine, 100)
+    window = slide_window(window, mx.array([[5, 100]]), pattern_of(100, params.machine))
     assert window is not None
     assert window.tolist() == [[[1, 2], [3, 4], [5, 100]]]
-    assert start_window(heard, SamplingParams(ras_window=0), 100) is None
+    assert start_window(heard, SamplingParams(ras_window=0), pattern_of(100)) is None
 
 
 def test_the_transformers_window_does_not_count_specials():
     params = SamplingParams(ras_window=2, machine="transformers")
-    window = start_window(mx.array([[1, 100], [101, 4]]), params, 100)
+    window = start_window(mx.array([[1, 100], [101, 4]]), params, pattern_of(100, params.machine))
     assert window is not None
     assert window.tolist() == [[[1, -1], [-1, 4]]]
-    window = slide_window(window, mx.array([[5, 100]]), params.machine, 100)
+    window = slide_window(window, mx.array([[5, 100]]), pattern_of(100, params.machine))
     assert window is not None
     assert window.tolist() == [[[-1, 4], [5, -1]]]
 
@@ -215,12 +220,13 @@ def test_ras_repeats_as_often_as_the_references(seed: int, setup: dict, rule):
         machine="boson" if rule == "plain" else rule,
     )
     bos = mx.full((1, K), setup["codes"], dtype=mx.int32)
-    window, rows = start_window(bos, params, setup["codes"]), []
+    pattern = pattern_of(setup["codes"], params.machine)
+    window, rows = start_window(bos, params, pattern), []
     base, sampler = seed_key(seed)[None], Sampler.of([params], V)
     for frame in range(1010):
         keys = frame_keys(base, mx.array([frame]))
         rows.append(sample_codes(logits[None], sampler, keys, window))
-        window = slide_window(window, rows[-1], params.machine, setup["codes"])
+        window = slide_window(window, rows[-1], pattern)
         if frame % 50 == 0:
             mx.eval(rows, [] if window is None else window)
     share = (mx.stack(rows[10:]) == setup["peak_id"]).mean().item()

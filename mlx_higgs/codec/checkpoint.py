@@ -88,6 +88,7 @@ NORM_PARTS = {
     ".parametrizations.weight.original0": "magnitude",
     ".parametrizations.weight.original1": "direction",
 }
+BUNDLED = "tied.embedding.modality_embeddings.0.model."  # in a v3 talker's files
 POSITION = "semantic_model.encoder.pos_conv_embed.conv"
 
 
@@ -105,9 +106,13 @@ def open_folder(folder: Path) -> tuple[TensorSource, dict[str, Any]]:
     ``model.pth`` counts only where there are no safetensors, or they are not a codec's: Boson's
     repository holds the language model as ``model.safetensors``.
 
+    A v3 talker's folder holds its codec among its own tensors, and no config of it.
+
     Raises:
         CheckpointError: no folder, no config, no weights, or weights that are not a codec's.
     """
+    if is_bundled(folder):
+        return from_safetensors(weight_files(folder), BUNDLED), {}
     declared = read_json(folder / "config.json")
     pth = folder / "model.pth"
     if pth.is_file() and not any(folder.glob("*.safetensors")):
@@ -116,6 +121,19 @@ def open_folder(folder: Path) -> tuple[TensorSource, dict[str, Any]]:
     if layout(source.shapes) is None and pth.is_file():
         source = from_pth(pth)
     return source, declared
+
+
+def is_bundled(folder: Path) -> bool:
+    """Whether a talker's weight files hold its codec, too."""
+    if not any(folder.glob("*.safetensors")):
+        return False
+    names = (name for path in weight_files(folder) for name in read_header(path))
+    return any(name.startswith(BUNDLED) for name in names)
+
+
+def bundled_tensors(folder: Path) -> Tensors:
+    """That codec's tensors by the file's names, as they are stored; not read yet."""
+    return load_tensors(weight_files(folder), lambda name: name.startswith(BUNDLED))
 
 
 def from_safetensors(paths: list[Path], prefix: str = "") -> TensorSource:

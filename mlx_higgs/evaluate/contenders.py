@@ -55,7 +55,7 @@ def talker_work(
     The frame that is under way at the end of a call is waited for, so that a call's time is
     that of its own frames.
     """
-    params = SamplingParams(seed=seed, max_frames=MAX_FRAMES)
+    params = _params(model, seed)
     rows = iter(Rows(model, prompt, params, max_identical_rows=0, loop=loop))
 
     def work(frames: int) -> None:
@@ -70,8 +70,7 @@ def batch_work(
     """Our loop on so many streams of an endless model at once, each with a seed of its own."""
     batch = Batch(model, streams)
     for stream in range(streams):
-        params = SamplingParams(seed=seed + stream, max_frames=MAX_FRAMES)
-        batch.join(prompt, params, max_identical_rows=0)
+        batch.join(prompt, _params(model, seed + stream), max_identical_rows=0)
 
     def work(frames: int) -> None:
         for _ in range(frames):
@@ -79,6 +78,11 @@ def batch_work(
         mx.synchronize()
 
     return work
+
+
+def _params(model: SpeechModel, seed: int) -> SamplingParams:
+    """As the model samples by default."""
+    return replace(model.SAMPLING, seed=seed, max_frames=MAX_FRAMES)
 
 
 def advance(rows: Iterator[Any], frames: int) -> None:

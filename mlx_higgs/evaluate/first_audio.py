@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +16,6 @@ from ..frames import Rows, prefill
 from ..models.base import SpeechModel
 from ..models.cache import KVCache
 from ..prefix import Prefix
-from ..sampling import SamplingParams
 from ..streaming import SpeechStream
 from ..types import FRAME_RATE, Audio, Prompt, Text
 from .rounds import Contender, Timing, ratio, take_turns
@@ -52,7 +52,7 @@ class FirstAudio:
 
 
 def voice_prompt(model: SpeechModel, seconds: float, seed: int) -> Prompt:
-    """System turn, the words of a clip, the clip, a sentence; all drawn at random."""
+    """What comes before a clip and its words, the clip, a sentence; all drawn at random."""
     rng, pattern = np.random.default_rng(seed), model.delay
     frames = max(1, round(seconds * FRAME_RATE))
     codes = rng.integers(0, pattern.codebook_size, (frames, pattern.num_codebooks))
@@ -83,7 +83,7 @@ def measure_first_audio(
 
     def until(last: Callable[[Rows], None], rounds: int) -> dict[str, Timing]:
         def work(prefix: Prefix | None) -> None:
-            params = SamplingParams(seed=seed)
+            params = replace(model.SAMPLING, seed=seed)
             last(Rows(model, prompt, params, prefix=prefix, max_identical_rows=0))
             mx.synchronize()
 
@@ -94,7 +94,12 @@ def measure_first_audio(
         delivery = Delivery(chunk, chunk, chunk)
         next(iter(SpeechStream(rows, codec, model.delay, delivery, max_silence=0)))
 
-    row, audio = until(_first_row, ROW_ROUNDS), until(sound, 1)
+    def row_made(rows: Rows) -> None:
+        """The first that is computed: rows of BOS before it need no model."""
+        for _ in islice(rows, model.delay.edge_frames + 1):
+            pass
+
+    row, audio = until(row_made, ROW_ROUNDS), until(sound, 1)
     waits = {name: Wait(row[name].ms / 1000, audio[name].ms / 1000) for name in ways}
     return FirstAudio(
         prompt=cache[0].offset,
@@ -105,13 +110,6 @@ def measure_first_audio(
         row_cpu_ratio=ratio(row["cached"].cpu, row["uncached"].cpu),
         **waits,
     )
-
-
-def _first_row(rows: Rows) -> None:
-    """The first that is computed: before it comes the row of BOS, which needs no model."""
-    stream = iter(rows)
-    next(stream)
-    next(stream)
 
 
 def _compute(cache: list[KVCache]) -> None:

@@ -14,7 +14,7 @@ Golden = dict[str, np.ndarray]
 
 
 def read_golden(path: Path, required: tuple[str, ...]) -> tuple[Golden, dict[str, str]]:
-    """Arrays and string metadata of a golden file.
+    """Arrays and string metadata of a golden file; bfloat16, which numpy lacks, as float32.
 
     Raises:
         InputError: missing, unreadable, or without a required array.
@@ -28,4 +28,8 @@ def read_golden(path: Path, required: tuple[str, ...]) -> tuple[Golden, dict[str
     arrays, metadata = mx.load(str(path), return_metadata=True)
     assert isinstance(arrays, dict)
     assert isinstance(metadata, dict)
-    return {name: np.array(array) for name, array in arrays.items()}, metadata
+    return {name: np.array(_wide(array)) for name, array in arrays.items()}, metadata
+
+
+def _wide(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if array.dtype == mx.bfloat16 else array

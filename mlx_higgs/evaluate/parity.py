@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..adapters import apply_adapter
+from ..delay import MACHINES, Machine
 from ..frames import Rows
 from ..loading import load_model, resolve, resolve_adapter
 from ..prefix import Prefix
@@ -34,6 +35,7 @@ class ParityReport:
         max_abs, mean, p99: of the absolute difference of audio logits.
         regret: the most the reference loses, in nats, by taking our likeliest code for its own.
         argmax_agreement: share of (position, codebook) pairs with the same likeliest code.
+        machine: whose rules the greedy continuation follows.
         greedy_rows_equal: whether the greedy continuation is the same, row by row.
         text_max_abs, text_argmax_agreement: the same for text logits, if the golden has them.
     """
@@ -44,6 +46,7 @@ class ParityReport:
     p99: float
     regret: float
     argmax_agreement: float
+    machine: str
     greedy_rows: int
     greedy_rows_equal: bool
     text_max_abs: float | None = None
@@ -66,7 +69,7 @@ def parity(
         InputError: the two do not fit together. CheckpointError: the checkpoint is unusable.
     """
     names = ("input_ids", "audio_rows", "audio_logits", "greedy_rows")
-    golden, _ = read_golden(golden_path, names)
+    golden, metadata = read_golden(golden_path, names)
     folder = resolve(checkpoint)
     quantized = stored_quantization(read_json(folder / "config.json"))
     has_text = "text_logits" in golden
@@ -81,12 +84,15 @@ def parity(
     if has_text:
         at = golden.get("text_positions", np.arange(h.shape[1]))  # some files keep a few only
         text = _compare(np.array(model.text_logits(h[0, mx.array(at)])), golden["text_logits"])
-    rows = greedy_rows(model, x, is_audio, golden["input_ids"], len(golden["greedy_rows"]))
+    machine = machine_of(metadata, model)
+    ids, expected = golden["input_ids"], golden["greedy_rows"]
+    rows = greedy_rows(model, x, is_audio, ids, len(expected), machine)
     return ParityReport(
-        positions=len(golden["input_ids"]),
+        positions=len(ids),
         **audio,
-        greedy_rows=len(golden["greedy_rows"]),
-        greedy_rows_equal=np.array_equal(rows, golden["greedy_rows"]),
+        machine=machine,
+        greedy_rows=len(expected),
+        greedy_rows_equal=np.array_equal(rows, expected),
         text_max_abs=text["max_abs"] if text else None,
         text_argmax_agreement=text["argmax_agreement"] if text else None,
     )
@@ -112,13 +118,30 @@ def embed_golden(
     return mx.concatenate(parts)[mx.array(np.argsort(order))][None], is_audio[None]
 
 
+def machine_of(metadata: dict[str, str], model: SpeechModel) -> Machine:
+    """The rules a golden's greedy rows were made by: those it names, or the reference's.
+
+    Raises:
+        InputError: rules of another model generation.
+    """
+    named: Any = metadata.get("machine")
+    return model.delay.under(named or MACHINES[model.delay.edge_frames][-1]).machine
+
+
 def greedy_rows(
-    model: SpeechModel, x: mx.array, is_audio: np.ndarray, ids: np.ndarray, count: int
+    model: SpeechModel,
+    x: mx.array,
+    is_audio: np.ndarray,
+    ids: np.ndarray,
+    count: int,
+    machine: Machine,
 ) -> np.ndarray:
     """``count`` greedy rows ``[L, K]`` through the real loop, on top of a prefilled prompt."""
     cache = model.make_cache()
     model.hidden(x[:, :-1], cache, is_audio[:, :-1])
-    params = SamplingParams(temperature=0, ras_window=0, max_frames=max(count, 1), seed=0)
+    params = SamplingParams(
+        temperature=0, ras_window=0, max_frames=max(count, 1), seed=0, machine=machine
+    )
     last: Prompt = [Text([int(ids[-1])])]
     rows = Rows(model, last, params, prefix=Prefix(0, cache), max_identical_rows=0)
     return np.stack(list(rows))

@@ -57,12 +57,45 @@ def _v2(
     }
 
 
-# FFN as in a Llama of that width: 8/3 of it, up to a multiple of 256
+def _v3(
+    hidden: int,
+    ffn: int,
+    layers: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    vocab: int = 4096,
+    codes: int = 1026,
+) -> dict:
+    """A config as v3 is published; ``heads`` are those of queries and of keys."""
+    return {
+        "model_type": "higgs_multimodal_qwen3",
+        "text_config": {
+            "hidden_size": hidden,
+            "intermediate_size": ffn,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads[0],
+            "num_key_value_heads": heads[1],
+            "head_dim": head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "vocab_size": vocab,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        },
+        "audio_encoder_config": {"num_codebooks": 8, "vocab_size": codes, "out_dim": hidden},
+    }
+
+
+# FFN as in a Llama of that width (8/3 of it, up to a multiple of 256), of v3's as in its own: 3.8
 SHAPES: dict[str, dict] = {
     "v2-3b": _v2(3072, 8192, 28, (24, 8), vocab=128_256),  # the published talker
     "small": _v2(1024, 2816, 8, (16, 4)),  # bound by its weights even on a small CPU
     "narrow": _v2(256, 768, 28, (4, 1)),  # bound by its many small steps
     "tiny": _v2(64, 128, 2, (2, 1), vocab=64, codes=66),  # for trying the command
+    "v3-4b": _v3(2560, 9728, 36, (32, 8), 128, vocab=151_936),
+    "v3-small": _v3(1024, 3840, 8, (16, 4), 64),
+    "v3-narrow": _v3(256, 1024, 28, (4, 1), 64),
+    "v3-tiny": _v3(64, 128, 2, (2, 1), 32, vocab=64, codes=66),
 }
 
 

@@ -21,7 +21,7 @@ from .codec_speed import CodecSpeed, measure_codec
 from .contenders import batch_work, drawn_prompt, endless, floor_work, talker_work
 from .first_audio import FirstAudio, measure_first_audio
 from .machine import this_machine
-from .peer import peer_readings, peer_talker, peer_work
+from .peers import Peer
 from .plot import check_plot
 from .reads import frame_bytes
 from .roofline import plot_roofline
@@ -86,7 +86,7 @@ def measure_width(job: Job, width: Width) -> WidthReport:
     model = endless(job.build_fused(width))
     prompt = drawn_prompt(model, arguments.prompt, arguments.seed)
     prefill_ms, peak = _alone(model, prompt, arguments.seed)
-    others, peer_bytes = _others(job, width, prompt)
+    others, rival = _others(job, width, prompt)
     contenders = [
         Contender(OURS, talker_work(model, prompt, arguments.seed)),
         Contender(FLOOR, floor_work(model)),
@@ -96,8 +96,10 @@ def measure_width(job: Job, width: Width) -> WidthReport:
     timings = take_turns(contenders, arguments.frames, arguments.rounds)
     ours, floor = timings.pop(OURS), timings.pop(FLOOR)
     peer = timings.pop(PEER, None)
+    peer_bytes = sum(reading.nbytes for reading in rival.readings()) if rival else None
     del contenders, others
-    batches, batch_floors = _batches(model, prompt, job)
+    rival = rival if rival and rival.batches else None
+    batches, batch_floors, peer_batches = _batches(model, prompt, job, rival)
     read = frame_bytes(model)
     position = arguments.prompt + arguments.frames * arguments.rounds // 2
     return WidthReport(
@@ -118,6 +120,7 @@ def measure_width(job: Job, width: Width) -> WidthReport:
         peer_bytes_per_frame=peer_bytes,
         batches=batches,
         batch_floors=batch_floors,
+        peer_batches=peer_batches,
     )
 
 
@@ -142,32 +145,39 @@ def _loops(
                 yield Contender(loop, talker_work(model, prompt, arguments.seed, loop))
 
 
-def _others(job: Job, width: Width, prompt: Prompt) -> tuple[list[Contender], int | None]:
+def _others(job: Job, width: Width, prompt: Prompt) -> tuple[list[Contender], Peer | None]:
     """Those that hold a talker of their own: separate projections, and the peer."""
-    arguments, found, peer_bytes = job.arguments, [], None
+    arguments, found, peer = job.arguments, [], None
     if not (arguments.sweep or job.peer):
-        return found, peer_bytes
+        return found, peer
     model = endless(job.build(width))
     if arguments.sweep:
         found.append(Contender("separate q, k, v", talker_work(model, prompt, arguments.seed)))
     if job.peer:
-        peer = peer_talker(model, width.quantization)
-        peer_bytes = sum(reading.nbytes for reading in peer_readings(peer))
-        found.append(Contender(PEER, peer_work(peer, model, prompt)))
-    return found, peer_bytes
+        peer = Peer(model, width.quantization)
+        found.append(Contender(PEER, peer.work(prompt)))
+    return found, peer
 
 
-def _batches(model: SpeechModel, prompt: Prompt, job: Job) -> tuple[list[Row], list[Row]]:
-    """Batches and the needed products alone, in turn; each against the smallest of its kind."""
+def _batches(
+    model: SpeechModel, prompt: Prompt, job: Job, peer: Peer | None
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Batches and the needed products alone, in turn; each against the smallest of its kind.
+
+    The peer's, which come last, are each against ours of as many streams.
+    """
     arguments, seed = job.arguments, job.arguments.seed
     ours = [Contender(f"{n}", batch_work(model, prompt, seed, n), n) for n in job.batches]
     floors = [Contender(f"{FLOOR} {n}", floor_work(model, n), n) for n in job.batches]
-    timings = take_turns([*ours, *floors], arguments.frames, arguments.rounds)
+    theirs = [Contender(f"{PEER} {n}", peer.batch_work(prompt, n), n) for n in job.batches if peer]
+    timings = take_turns([*ours, *floors, *theirs], arguments.frames, arguments.rounds)
 
     def rows(kind: list[Contender]) -> list[Row]:
         return [_row(one.name, timings[one.name], timings[kind[0].name]) for one in kind]
 
-    return rows(ours), rows(floors)
+    pairs = zip(theirs, ours[: len(theirs)], strict=True)
+    against_ours = [_row(a.name, timings[a.name], timings[b.name]) for a, b in pairs]
+    return rows(ours), rows(floors), against_ours
 
 
 def _row(name: str, timing: Timing, first: Timing) -> Row:

@@ -53,6 +53,7 @@ class WidthReport:
         floor: only the needed products; its ratios are the loop's over it.
         peer_bytes_per_frame: weights that mlx-audio's step reads.
         batches: the smallest first; batch_floors: the needed products alone, for as many streams.
+        peer_batches: mlx-audio's of as many streams, if it has any; their ratios are over ours.
     """
 
     width: str
@@ -72,6 +73,7 @@ class WidthReport:
     peer_bytes_per_frame: int | None
     batches: list[Row]
     batch_floors: list[Row]
+    peer_batches: list[Row]
     copy_gb_per_s: float = math.nan
     fraction_of_bandwidth: float = math.nan
 
@@ -198,6 +200,10 @@ def _details(width: WidthReport, peer_name: str | None) -> Iterator[str]:
         yield f"{width.width}: streams at once"
         pairs = zip(width.batches, width.batch_floors, strict=True)
         yield from table(BATCHES, [_batch_cells(*pair) for pair in pairs])
+    if width.peer_batches:
+        yield f"{width.width}: {peer_name}, streams at once; ratios are over ours of as many"
+        rows = [_row_cells(row, str(row.streams)) for row in width.peer_batches]
+        yield from table(("streams", *LOOPS[1:]), rows)
 
 
 LOOPS = ("contender", "ms/frame", "CPU ms", "frames/s", "CPU x ours", "time x ours")

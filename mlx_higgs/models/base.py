@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
+from ..sampling import SamplingParams
 from ..types import Prompt
 from .cache import KVCache
 from .layers import Cache
@@ -24,6 +25,9 @@ class SpeechModel(Protocol):
     TEXT_SIDE: ClassVar[str]  # pattern of the modules that no frame of speech reads
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
+
+    SAMPLING: ClassVar[SamplingParams]  # what a checkpoint that says nothing prefers
+    NORMALIZE: ClassVar[bool]  # whether it was trained on normalised texts
 
     args: Any
     layers: list[nn.Module]
@@ -68,6 +72,10 @@ class SpeechModel(Protocol):
 
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
         """Whether a module may be quantised. The one home of that choice."""
+        ...
+
+    def names_in(self, config: dict) -> list[tuple[str, str]]:
+        """The part of ``WEIGHT_NAMES`` that a checkpoint with this config is written with."""
         ...
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..memory import on_cpu
-from ..types import CheckpointError, InputError
+from ..types import CheckpointError
 from .cache import KVCache, SlotCache
 
 Cache = KVCache | SlotCache
@@ -83,13 +83,17 @@ class RopeArgs:
 
 @dataclass(frozen=True)
 class AttentionArgs:
-    """Grouped-query attention: widths and positions."""
+    """Grouped-query attention: widths and positions.
+
+    ``qk_norm_eps``: normalise each head's queries and keys before their positions (Qwen3).
+    """
 
     hidden_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     rope: RopeArgs
+    qk_norm_eps: float | None = None
 
 
 class Attention(nn.Module):
@@ -103,6 +107,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, args.num_kv_heads * d, bias=False)
         self.v_proj = nn.Linear(D, args.num_kv_heads * d, bias=False)
         self.o_proj = nn.Linear(args.num_heads * d, D, bias=False)
+        if args.qk_norm_eps is not None:
+            self.q_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
+            self.k_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
         self._periods = args.rope.periods(d)
 
     def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
@@ -121,13 +128,16 @@ class Attention(nn.Module):
         """Queries, keys and values ``[B, heads, S, head_dim]``, at their positions."""
         qkv: Any = self.get("qkv_proj")
         if qkv is None:
-            q = self._rotate(self._heads(self.q_proj(x)), offset)
-            k = self._rotate(self._heads(self.k_proj(x)), offset)
+            q = self._rotate(self._normed(self._heads(self.q_proj(x)), "q_norm"), offset)
+            k = self._rotate(self._normed(self._heads(self.k_proj(x)), "k_norm"), offset)
             return q, k, self._heads(self.v_proj(x))
         heads = self._heads(qkv(x))
         rotated = self.num_heads + self.num_kv_heads
-        both = self._rotate(heads[:, :rotated], offset)
+        both = self._rotate(self._normed(heads[:, :rotated], "qk_norm"), offset)
         return both[:, : self.num_heads], both[:, self.num_heads :], heads[:, rotated:]
+
+    def _normed(self, heads: mx.array, norm: str) -> mx.array:
+        return self[norm](heads) if norm in self else heads
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
@@ -146,6 +156,22 @@ class Attention(nn.Module):
     def fuse(self) -> None:
         """One multiplication for queries, keys and values, where all three are stored alike."""
         fuse_linears(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+        if "qkv_proj" in self and "q_norm" in self:
+            norms = [self.q_norm] * self.num_heads + [self.k_norm] * self.num_kv_heads
+            self.qk_norm = HeadNorm(norms)
+            del self.q_norm, self.k_norm
+
+
+class HeadNorm(nn.Module):
+    """The norms of heads ``[B, heads, S, head_dim]`` at once, each with a weight of its own."""
+
+    def __init__(self, norms: list[nn.RMSNorm]):
+        super().__init__()
+        self.weight = mx.stack([norm.weight for norm in norms])[:, None]
+        self.eps = norms[0].eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, None, self.eps) * self.weight
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
@@ -253,19 +279,3 @@ def _permuted_vjp(primals: Any, cotangent: Any, _: Any) -> tuple:
     # left to itself, the gradient of a gather is a scatter, which adds row by row
     _, order, back = primals
     return cotangent[back], mx.zeros_like(order), mx.zeros_like(back)
-
-
-def embed_rows(table: nn.Module, rows: mx.array, codebook_vocab: int) -> mx.array:
-    """Delayed rows ``[..., K]`` -> ``[..., D]``: the sum of one lookup per codebook.
-
-    ``table`` holds all codebooks in one matrix ``[K * V, D]``, codebook-major.
-    """
-    return table(rows + mx.arange(rows.shape[-1]) * codebook_vocab).sum(axis=-2)
-
-
-def check_ids(values: np.ndarray, limit: int, what: str) -> np.ndarray:
-    """MLX does not check bounds: an id outside the table would read other memory."""
-    if values.size and (values.min() < 0 or values.max() >= limit):
-        bad = values[(values < 0) | (values >= limit)].flat[0]
-        raise InputError(f"{what} {bad} is outside 0..{limit - 1}.")
-    return values

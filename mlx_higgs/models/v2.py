@@ -6,7 +6,7 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import mlx.core as mx
@@ -14,20 +14,13 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
-from ..types import Audio, CheckpointError, InputError, Prompt, Text
+from ..sampling import SamplingParams
+from ..types import CheckpointError, InputError, Prompt
 from .cache import KVCache
-from .layers import (
-    MLP,
-    Attention,
-    AttentionArgs,
-    Cache,
-    RopeArgs,
-    Route,
-    check_ids,
-    embed_rows,
-)
+from .config import check_fixed, check_sizes
+from .layers import MLP, Attention, AttentionArgs, Cache, RopeArgs, Route
+from .tables import check_ids, embed_prompt, embed_rows
 
-MAX_SIZE = 1 << 20  # no width, count or id of a config is larger
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
@@ -87,7 +80,7 @@ class ModelArgs:
         nested = "text_config" in config
         try:
             text = config["text_config"] if nested else config
-            _check_fixed(text, LLAMA_FIXED)
+            check_fixed(text, LLAMA_FIXED)
             audio = _boson_audio(config) if nested else _transformers_audio(config)
             return cls(**_llama(text), **audio, text_head=text_head)
         except KeyError as error:
@@ -98,15 +91,7 @@ class ModelArgs:
             raise CheckpointError(f"The config cannot be understood: {error}.") from error
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not (type(value) is int and 0 < value < MAX_SIZE):
-                raise CheckpointError(f"The config's {field.name} is {value!r}: not a size.")
-        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise CheckpointError(
-                f"{self.num_attention_heads} heads of {self.head_dim} cannot share "
-                f"{self.num_key_value_heads} of keys and values."
-            )
+        check_sizes(self)
         specials = {self.audio_stream_bos_id, self.audio_stream_eos_id}
         if specials != {self.codebook_vocab - 2, self.codebook_vocab - 1}:
             raise CheckpointError(
@@ -131,7 +116,7 @@ def _llama(text: dict) -> dict:
 
 
 def _boson_audio(config: dict) -> dict:
-    _check_fixed(config, BOSON_FIXED)
+    check_fixed(config, BOSON_FIXED)
     adapter = config.get("audio_adapter_type", "stack")
     layers = range(config["text_config"]["num_hidden_layers"])
     dual = set(config.get("audio_dual_ffn_layers") or [])
@@ -158,12 +143,6 @@ def _transformers_audio(config: dict) -> dict:
         "audio_stream_eos_id": config["audio_stream_eos_id"],
         "placeholder_ids": (config["audio_token_id"], config["audio_delay_token_id"]),
     }
-
-
-def _check_fixed(config: dict, table: dict) -> None:
-    for field, (default, wanted, name) in table.items():
-        if (config.get(field, default) or False) != wanted:  # None and 0 mean off
-            raise CheckpointError(f"This checkpoint has {name} ({field}), which is not supported.")
 
 
 def joined(weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -247,6 +226,7 @@ class Model(nn.Module):
     # what no frame of speech reads: may be stored in fewer bits than the rest
     TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
+    SAMPLING, NORMALIZE = SamplingParams(), True
     # computed, not learnt: some files hold them all the same
     DROPPED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "audio_codebook_weights")
 
@@ -285,19 +265,7 @@ class Model(nn.Module):
         Raises:
             InputError: an id or a code that the tables do not hold, or an empty prompt.
         """
-        if not prompt:
-            raise InputError("The prompt is empty.")
-        parts = [self._embed_part(part) for part in prompt]
-        is_audio = [
-            np.full(len(x), isinstance(p, Audio)) for x, p in zip(parts, prompt, strict=True)
-        ]
-        return mx.concatenate(parts)[None], np.concatenate(is_audio)[None]
-
-    def _embed_part(self, part: Text | Audio) -> mx.array:
-        if isinstance(part, Text):
-            return self.embed_ids(np.asarray(part.ids))
-        check_ids(np.array(part.codes), self.delay.codebook_size, "Code")
-        return self.embed_rows(self.delay.apply(part.codes))
+        return embed_prompt(self, prompt)
 
     def embed_ids(self, ids: np.ndarray) -> mx.array:
         """Token ids ``[S]`` -> ``[S, D]``; an id outside the table raises InputError."""
@@ -335,6 +303,10 @@ class Model(nn.Module):
         """All but the codebook table and the audio head, whose rounding is audible."""
         kept = ("audio_codebook_embeddings", "audio_lm_head")
         return hasattr(module, "to_quantized") and not path.endswith(kept)
+
+    def names_in(self, config: dict) -> list[tuple[str, str]]:
+        """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""
+        return [] if "text_config" in config else self.WEIGHT_NAMES
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Tensors by transformers' or Boson's names -> by this module's (Boson's) names."""

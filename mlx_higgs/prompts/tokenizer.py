@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..types import CheckpointError, InputError
+from ..types import CheckpointError, InputError, Prompt, Text
 
 _CONTROL = re.compile(r"<\|.*\|>")
 
 
-def read_tokenizer(folder: str | Path) -> Tokenizer:
+def read_tokenizer(folder: str | Path, *, all_special: bool = False) -> Tokenizer:
     """``tokenizer.json`` in ``folder``.
+
+    Args:
+        all_special: take all control tokens for special ones, which alone can be escaped, however
+            the file has them.
 
     Raises:
         CheckpointError: the file is missing or cannot be read.
@@ -25,7 +31,12 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder} has no tokenizer.json: copy it from the model's repository."
         )
     try:
-        return Tokenizer.from_file(str(path))
+        if not all_special:
+            return Tokenizer.from_file(str(path))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for token in content.get("added_tokens", ()):
+            token["special"] = token["special"] or bool(_CONTROL.fullmatch(token["content"]))
+        return Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the package raises nothing narrower
         raise CheckpointError(f"{path} is not a tokenizer ({error}).") from error
 
@@ -89,3 +100,14 @@ class PromptTokenizer:
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def merged(prompt: Prompt) -> Prompt:
+    """Neighbouring runs of ids as one `Text`."""
+    joined: Prompt = []
+    for is_text, parts in groupby(prompt, lambda part: isinstance(part, Text)):
+        if is_text:
+            joined.append(Text([i for part in parts if isinstance(part, Text) for i in part.ids]))
+        else:
+            joined += parts
+    return joined

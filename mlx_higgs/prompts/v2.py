@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from ..text import is_blank, speaker_tags
 from ..types import Audio, InputError, Profile, Prompt, Text, Voice
-from .tokenizer import PromptTokenizer, read_tokenizer
+from .tokenizer import PromptTokenizer, merged, read_tokenizer
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -151,7 +151,7 @@ class PromptBuilder:
             tokens.id("<|audio_out_bos|>"),
         ]
         pieces = [piece for turn in self._written(turns) for piece in turn]
-        return _merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, Text(answer)])
+        return merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, Text(answer)])
 
     def turn(self, role: Role, parts: Sequence[Part], recipient: str | None = None) -> Turn:
         """One turn of a conversation, for `render` and `transcript`."""
@@ -304,14 +304,3 @@ def _reference_turns(voices: Sequence[Voice | Profile]) -> list[Turn]:
         tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
         turns += [Turn("user", [tag + voice.transcript.strip()]), Turn("assistant", [voice.codes])]
     return turns
-
-
-def _merged(prompt: Prompt) -> Prompt:
-    """Neighbouring runs of ids as one `Text`."""
-    merged: Prompt = []
-    for is_text, parts in groupby(prompt, lambda part: isinstance(part, Text)):
-        if is_text:
-            merged.append(Text([i for part in parts if isinstance(part, Text) for i in part.ids]))
-        else:
-            merged += parts
-    return merged

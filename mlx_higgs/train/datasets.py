@@ -15,7 +15,7 @@ from .samples import Sample, make_sample
 
 if TYPE_CHECKING:
     from ..delay import DelayPattern
-    from ..prompts.v2 import PromptBuilder
+    from ..prompts.base import PromptBuilder
 
 PARTS = ("train", "valid", "test")
 

@@ -26,7 +26,7 @@ from ..types import InputError, Text
 from .data.conversation import Clip, Conversation
 
 if TYPE_CHECKING:
-    from ..prompts.v2 import PromptBuilder
+    from ..prompts.base import PromptBuilder
 
 IGNORED = -100  # a label that is not learnt, as everywhere in this field
 ROW = -1  # in ``ids``: here stands the next row of codes

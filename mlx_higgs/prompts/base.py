@@ -1,0 +1,39 @@
+"""What every prompt builder offers, whatever the talker's generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..types import Audio, Profile, Prompt, Text, Voice
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+class PromptBuilder(Protocol):
+    """Texts and voices -> the prompt that asks for them to be spoken."""
+
+    def build(
+        self,
+        text: str,
+        *,
+        voices: Sequence[Voice | Profile] = (),
+        scene: str | None = None,
+        system: str | None = None,
+        references_in_system: bool = False,
+        history: Iterable[tuple[str, mx.array]] = (),
+        speakers: Sequence[str] | None = None,
+    ) -> Prompt:
+        """Raises InputError for what the model does not have, CheckpointError for its tokenizer."""
+        ...
+
+    def turn(self, role: Any, parts: Sequence[Any], recipient: str | None = None) -> Any:
+        """One turn of a conversation, for `transcript`: words, and codes ``[T, K]``."""
+        ...
+
+    def transcript(
+        self, turns: Sequence[Any], *, scene: str | None = None, start_index: int = 0
+    ) -> list[tuple[Text | Audio, bool]]:
+        """A whole conversation for training: its pieces, and whether the model learns each."""
+        ...
