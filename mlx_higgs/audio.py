@@ -46,12 +46,13 @@ def read_reference(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> n
     if not path.is_file():
         raise InputError(f"The reference {path} does not exist.")
     written = path.stat()
-    return _read_clip(path.absolute(), (written.st_mtime_ns, written.st_size), sample_rate)
+    stamp = written.st_mtime_ns, written.st_size, written.st_ino
+    return _read_clip(path.absolute(), stamp, sample_rate)
 
 
 @lru_cache(maxsize=4)
-def _read_clip(path: Path, written: tuple[int, int], sample_rate: int) -> np.ndarray:
-    """``written``: when, and how many bytes. Another file of that name is another clip."""
+def _read_clip(path: Path, written: tuple[int, int, int], sample_rate: int) -> np.ndarray:
+    """``written``: when, how many bytes, and where. Another file of that name is another clip."""
     import soundfile
 
     try:

@@ -143,7 +143,15 @@ class LongJob:
             GenerationError: the first piece made no sound, whatever its seed.
             InputError: a later piece cannot be met.
         """
-        return (chunk for chunk in self._play(self._live) if chunk is not None)
+        return (chunk for chunk in self.turns() if chunk is not None)
+
+    def turns(self) -> Iterator[SpeechChunk | None]:
+        """As the iteration, with None wherever it has to wait for rows without a chunk.
+
+        Where a piece has just begun, or what was made of it is held back: in a batch, others may
+        have their turn meanwhile.
+        """
+        return self._play(self._live)
 
     def run(self) -> Speech:
         """All pieces as one speech, faded as the request wants it; it keeps no codes.
@@ -154,7 +162,7 @@ class LongJob:
         return next(speech for speech in self.steps() if speech is not None)
 
     def steps(self) -> Iterator[Speech | None]:
-        """None for every chunk made, then the whole speech."""
+        """None for every chunk made and every piece begun, then the whole speech."""
         waves = [np.zeros(0, np.float32)]
         for chunk in self._play(live=False):
             if chunk is not None:

@@ -89,7 +89,8 @@ class Take:
 class Attempts:
     """Say one piece, with one seed after the other until it ends well.
 
-    Iterated once; it yields samples if ``live``, else None, for every chunk made.
+    Iterated once; it yields samples if ``live``, else None, for every chunk made, and None before
+    it waits for a job that it started itself: who has more to do than this may do that now.
 
     Args:
         start: makes the job of a request.
@@ -121,11 +122,14 @@ class Attempts:
     def __iter__(self) -> Iterator[np.ndarray | None]:
         best: Take | None = None
         for count, seed in enumerate(self._seeds, start=1):
-            job, self._first = self._first or self._start(self._with(seed)), None
+            begun, self._first = self._first, None
+            job = begun or self._start(self._with(seed))
             self._watch(job)
             chunks: list[SpeechChunk] = []
             sent, error = 0, ""
             try:
+                if begun is None:
+                    yield None
                 for chunk in job:
                     chunks.append(chunk)
                     if self._live and (sent or _is_sound(chunk.pcm)):

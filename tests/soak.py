@@ -361,7 +361,8 @@ def main() -> int:
         stop_under_load(server, tally)
         errors = (Path(folder) / "log").read_text()
     tally.check("terminate called" not in errors, "the process aborted")
-    tally.check("Traceback" not in errors, f"the server's log:\n{errors[-3000:]}")
+    for word in ("Traceback", "--log-text shows"):
+        tally.check(word not in errors, f"the server's log:\n{errors[-3000:]}")
     say(", ".join(f"{count} {name}" for name, count in sorted(tally.counts.items())))
     for fault in tally.faults:
         say(f"FAULT {fault}")

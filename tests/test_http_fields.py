@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from http_client import RATE, StubWorker, error_of, serving
 
+from mlx_higgs.audio import read_reference
 from mlx_higgs.server.http import names
 from mlx_higgs.server.http.fields import OTHER_NAMES, speech_schema
 from mlx_higgs.server.http.settings import Settings
+from mlx_higgs.server.request import references
 from mlx_higgs.server.worker import Facts
 from mlx_higgs.voices import Reference
 from mlx_higgs.voices.folders import BUNDLED
@@ -207,6 +209,33 @@ def test_a_model_that_cannot_clone_has_its_own_voice(library):
         assert voice_of(client) == "model"
         assert voice_of(client, voice="en_man") == "en_man"
     assert worker.requests[0].voice is None
+
+
+def test_a_request_keeps_the_voice_as_it_was_when_it_came(library, tmp_path):
+    """Replaced and then removed while the request waits for its turn."""
+    own, worker = VoiceLibrary(tmp_path, others=[]), StubWorker()
+    clips = [library.get(name).clip for name in ("en_man", "en_woman")]
+    own.add("me", clips[0], "The first.")
+    expected = read_reference(own.get("me").clip)
+    with serving(worker, own) as client:
+        assert voice_of(client, voice="me") == "me"
+    own.add("me", clips[1], "The second.", replace=True)
+    own.remove("me")
+    (voice,) = references(worker.requests[0])
+    assert isinstance(voice, Reference)
+    assert voice.transcript == "The first."
+    assert voice.wave is not None
+    assert np.array_equal(voice.wave, expected)
+
+
+def test_a_voice_whose_clip_is_broken_is_refused(tmp_path):
+    (tmp_path / "me.wav").write_bytes(b"no audio")
+    (tmp_path / "me.txt").write_text("Words.")
+    with serving(StubWorker(), VoiceLibrary(tmp_path, others=[])) as client:
+        answer = client.post(SPEECH, json={"input": "Hi.", "voice": "me"})
+    assert answer.status_code == 400
+    assert "me.wav" in answer.json()["error"]["message"]
+    assert str(tmp_path) not in answer.text
 
 
 def test_a_clip_comes_before_a_name(client, worker, library):

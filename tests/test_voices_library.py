@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from mlx_higgs.audio import read_reference
 from mlx_higgs.types import InputError
 from mlx_higgs.voices import UnknownVoice, changes, find_voice
+from mlx_higgs.voices import library as library_module
 from mlx_higgs.voices.folders import BUNDLED, PRESETS, data_folder, own_folder
 from mlx_higgs.voices.library import (
     MAX_ABOUT,
@@ -118,6 +120,43 @@ def test_a_name_is_taken_once(library: VoiceLibrary):
     put(library, "me", "Second.", 330, replace=True)
     assert is_whole(library, "me")
     assert library.get("me").transcript == "Second."
+
+
+def test_words_are_those_of_the_clip_whoever_replaces_it(library: VoiceLibrary, monkeypatch):
+    """Before its clip is read, after it, and again."""
+    said, waves, coming = {"Low.": 220.0, "High.": 880.0}, {}, []
+    for words, hz in said.items():
+        put(library, "me", words, hz, replace=True)
+        waves[words] = library.heard("me").wave
+
+    def replaced_around(path: Path) -> np.ndarray:
+        for read in (False, True):
+            if coming and coming[-1][1] is read:
+                words, _ = coming.pop()
+                put(library, "me", words, said[words], replace=True)
+            if not read:
+                wave = read_reference(path)
+        return wave
+
+    monkeypatch.setattr(library_module, "read_reference", replaced_around)
+    for plan in ([], [("Low.", False)], [("Low.", True)], [("High.", True), ("Low.", False)]):
+        put(library, "me", "High.", 880, replace=True)
+        coming[:] = plan
+        voice = library.heard("me")
+        assert not coming
+        assert voice.wave is not None
+        assert np.array_equal(voice.wave, waves[voice.transcript])
+        before = voice.wave.copy()
+        put(library, "me", "Other.", 440, replace=True)
+        assert np.array_equal(voice.wave, before)
+
+
+def test_a_clip_that_cannot_be_read_is_told(library: VoiceLibrary):
+    library.folder.mkdir()
+    (library.folder / "me.wav").write_bytes(b"not read")
+    (library.folder / "me.txt").write_text("Words.")
+    with pytest.raises(InputError, match="cannot be read as audio"):
+        library.heard("me")
 
 
 def test_replacing_leaves_no_other_clip_of_that_name(library: VoiceLibrary):

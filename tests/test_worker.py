@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from tiny_speaker import TinySpeaker
 from mlx_higgs import HiggsAudioServer
 from mlx_higgs.batch import Batch
 from mlx_higgs.delivery import EXACT, STEADY, WHOLE, Delivery
+from mlx_higgs.pieces import Chunking
 from mlx_higgs.server.metrics import Metrics
 from mlx_higgs.server.request import SpeechRequest
 from mlx_higgs.server.ticket import Ticket
-from mlx_higgs.server.turns import Running
+from mlx_higgs.server.turns import Running, Turns
 from mlx_higgs.server.worker import Busy, TimedOut, Unavailable, Worker
 from mlx_higgs.types import GenerationError, InputError
 
@@ -118,6 +120,52 @@ def test_the_demo_says_in_company_what_it_says_alone(seed: int):
             assert len(whole)
     finally:
         worker.close()
+
+
+def test_nobody_waits_while_anothers_piece_begins(seed: int, monkeypatch):
+    """Two long texts and a short one: whoever has the rows for a chunk speaks after that frame."""
+    texts = ("One two. Three four. Five six. Seven.", "Three. Four five. Six.", "Eight nine.")
+    said = [
+        (SpeechRequest(text, seed=seed + n, max_new_frames=17 + 3 * n), how)
+        for n, (text, how) in enumerate(zip(texts, (STEADY, EXACT, EXACT), strict=True))
+    ]
+    waits: dict[Running, int] = {}
+    between, chunk = Turns._between, Running.chunk
+
+    def counting(turns: Turns) -> None:
+        for one in turns._running:
+            rows = one.rows
+            there = rows is not None and (rows.ended or rows.num_ready >= one._wanted)
+            waits[one] = waits.get(one, 0) + 1 if there and not one.over else 0
+            longest.append(waits[one])
+        between(turns)
+
+    def speaking(one: Running) -> None:
+        waits[one] = 0
+        chunk(one)
+
+    longest: list[int] = []
+    monkeypatch.setattr(Turns, "_between", counting)
+    monkeypatch.setattr(Running, "chunk", speaking)
+    worker = Worker(sentence_by_sentence)
+    worker.start()
+    try:
+        assert worker.wait(PATIENCE), worker.error
+        expected = [heard(worker.submit(request, delivery=how)) for request, how in said]
+        tickets = [worker.submit(request, delivery=how) for request, how in said]
+        for ticket, whole in zip(tickets, expected, strict=True):
+            np.testing.assert_array_equal(heard(ticket), whole)
+            assert len(whole)
+    finally:
+        worker.close()
+    assert max(longest) == 1
+
+
+def sentence_by_sentence() -> HiggsAudioServer:
+    server = HiggsAudioServer.from_pretrained()
+    start = partial(server.start_long, chunking=Chunking("sentence", limit=5))
+    server.start_long = start  # pyright: ignore[reportAttributeAccessIssue]
+    return server
 
 
 def test_asyncio_reads_what_a_thread_reads(seed: int):
@@ -338,6 +386,35 @@ def test_one_that_fails_fails_alone(seed: int):
             heard(bad[1])
         for ticket, whole in zip(tickets, expected, strict=True):
             np.testing.assert_array_equal(heard(ticket), whole)
+
+
+@pytest.mark.parametrize("log_text", [False, True])
+@pytest.mark.parametrize("where", ["job", "batch", "worker"])
+def test_what_was_to_be_said_is_logged_only_where_that_is_asked_for(
+    seed: int, where: str, log_text: bool, monkeypatch, caplog
+):
+    """An exception's message may hold it."""
+
+    def fail(*_) -> bool:
+        raise ValueError("'My secret' is not in list")
+
+    speaker = TinySpeaker(seed)
+    with working(speaker, log_text=log_text) as worker:
+        ticket = worker.submit(SpeechRequest("My secret", seed=0), delivery=EXACT)
+        next(iter(ticket))
+        if where == "job":
+            speaker.before = fail
+        elif where == "batch":
+            monkeypatch.setattr(Batch, "_advance", fail)
+        else:
+            monkeypatch.setattr(Running, "needs_frames", property(fail))
+        until(lambda: ticket.outcome)
+        monkeypatch.undo()
+    assert ticket.outcome == "failed"
+    assert "broke off" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "test_worker.py" in caplog.text  # where it came from
+    assert ("My secret" in caplog.text) is log_text
 
 
 def test_a_request_that_cannot_be_met_is_told_by_its_ticket(seed: int):

@@ -75,7 +75,7 @@ class TinyJob:
         while done < self._total and not self._closed:
             self._speaker.before(self._request)
             wanted = min(next(self._sizes), self._total - done)
-            wave = [sound(row) for row, _ in zip(rows, range(wanted), strict=False)]
+            wave = [sound(row) for _, row in zip(range(wanted), rows, strict=False)]
             done += len(wave)
             if self._closed:
                 return

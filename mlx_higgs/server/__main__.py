@@ -185,6 +185,7 @@ def _app(arguments: argparse.Namespace, settings: Settings):
         max_waiting=arguments.queue,
         timeout=settings.request_timeout,
         metrics=metrics,
+        log_text=settings.log_text,
     )
     return create_app(worker, library, settings, metrics)
 

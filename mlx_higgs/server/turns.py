@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..batch import Batch, BatchRows
+from ..longform import LongJob
 from ..types import GenerationError, HiggsError, SpeechChunk
+from .failures import described
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -62,15 +64,16 @@ class Running:
         self.rows: BatchRows | None = None  # of the piece it is at
         self.speaking = False  # its chunk is being made right now
         self._job = None
-        self._chunks: Iterator[SpeechChunk] = iter(())
+        self._chunks: Iterator[SpeechChunk | None] = iter(())
         self._sizes: Iterator[int] = iter(())
         self._wanted = 0  # rows for its next chunk
         self._began = time.monotonic()
         self._idle, self._paused = 0.0, None  # seconds, since when: its reader had enough
 
     def begin(self, job) -> None:
-        """``job`` is a ``SpeechJob``, or iterates, closes and tells its end as one does."""
-        self._job, self._chunks = job, iter(job)
+        """``job`` is a ``LongJob``, a ``SpeechJob``, or iterates, closes and ends as they do."""
+        self._job = job
+        self._chunks = job.turns() if isinstance(job, LongJob) else iter(job)
         self.ticket.begin(job.close)
 
     def joined(self, rows: BatchRows) -> None:
@@ -100,14 +103,15 @@ class Running:
         return rows is None or rows.ended or rows.num_ready >= self._wanted
 
     def chunk(self) -> None:
-        """Make a chunk and hand it on. Raises StopIteration at the end."""
+        """Make a chunk and hand it on, or begin a piece. Raises StopIteration at the end."""
         self.speaking = True
         try:
             rows = self.rows
             chunk = next(self._chunks)
             if self.rows is rows:
                 self._wanted = next(self._sizes, 0)
-            self.ticket.put(chunk)
+            if chunk is not None:
+                self.ticket.put(chunk)
         finally:
             self.speaking = False
 
@@ -143,6 +147,7 @@ class Turns:
     Args:
         take: the next request in the queue, None if nobody waits. expire: ends those, waiting
             or under way, that take too long.
+        log_text: log the messages of unforeseen errors, which may hold what was to be said.
     """
 
     def __init__(
@@ -152,8 +157,10 @@ class Turns:
         *,
         take: Callable[[], Ticket | None],
         expire: Callable[[], None],
+        log_text: bool = False,
     ):
         self._server, self._max, self._take, self._expire = server, max_batch, take, expire
+        self._log_text = log_text
         model, codec = server.higgs.model, server.higgs.codec
         self._edge = model.delay.num_rows(0)
         self._context = -(-codec.decoder().lookahead_samples // codec.hop)
@@ -177,8 +184,8 @@ class Turns:
             try:
                 self._batch.step()
                 return True
-            except Exception:  # told to all who were under way: they are at their ends
-                LOG.exception("The batch broke off.")
+            except Exception as error:  # told to all who were under way: they are at their ends
+                LOG.error("The batch broke off: %s", described(error, self._log_text))
                 mx.clear_cache()
         self._between()
         return True
@@ -254,7 +261,7 @@ class Turns:
         except HiggsError as error:
             one.ticket.end("failed", error)
         except Exception as error:
-            LOG.exception("A request broke off.")
+            LOG.error("A request broke off: %s", described(error, self._log_text))
             told = GenerationError(f"The generation broke off ({type(error).__name__}): try again.")
             one.ticket.end("failed", told)
         finally:

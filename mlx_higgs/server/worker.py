@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from ..delivery import STEADY, Delivery
 from ..types import SAMPLE_RATE, HiggsError, InputError
 from .ending import join
+from .failures import described
 from .ticket import Busy, Ticket, TimedOut, Unavailable
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Worker:
         timeout: seconds a request may take, from when it came; None: any time.
         buffer: seconds of audio made ahead of a client that reads slowly.
         metrics: told of every request that ends and of every refusal.
+        log_text: log the messages of unforeseen errors, which may hold what was to be said.
 
     Attributes:
         error: why the model could not be loaded.
@@ -77,12 +79,14 @@ class Worker:
         timeout: float | None = 600.0,
         buffer: float = 30.0,
         metrics: Metrics | None = None,
+        log_text: bool = False,
     ):
         _check(max_batch, max_waiting, timeout, buffer)
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.error: str | None = None
         self.defaults = Facts()
         self._load, self._timeout, self._buffer, self._metrics = load, timeout, buffer, metrics
+        self._log_text = log_text
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._settled = threading.Event()  # loaded, or not to be
@@ -220,8 +224,8 @@ class Worker:
             server = self._loaded()
             if server is not None:
                 self._speak(server)
-        except Exception:
-            LOG.exception("The worker broke off.")
+        except Exception as error:
+            LOG.error("The worker broke off: %s", described(error, self._log_text))
             self.error = "The worker broke off: see the log."
         finally:
             self._ready = False
@@ -236,7 +240,7 @@ class Worker:
         except HiggsError as error:
             self.error = str(error)
             return None
-        except Exception as error:  # whatever it is, the process goes on and says so
+        except Exception as error:  # whatever it is, the process goes on; no request came yet
             LOG.exception("The model could not be loaded.")
             self.error = f"{type(error).__name__}: {error}"
             return None
@@ -246,7 +250,14 @@ class Worker:
     def _speak(self, server: HiggsAudioServer) -> None:
         from .turns import Turns
 
-        begin = partial(Turns, server, self.max_batch, take=self._next, expire=self._expire)
+        begin = partial(
+            Turns,
+            server,
+            self.max_batch,
+            take=self._next,
+            expire=self._expire,
+            log_text=self._log_text,
+        )
         turns = begin()
         try:
             self._tell_ready()
@@ -255,8 +266,9 @@ class Worker:
                 try:
                     if not turns.work(news=bool(self._queue)):
                         self._wake.wait(self._patience())
-                except Exception:
-                    LOG.exception("The requests under way broke off.")
+                except Exception as error:
+                    told = described(error, self._log_text)
+                    LOG.error("The requests under way broke off: %s", told)
                     turns.close()
                     turns = begin()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import unicodedata
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..audio import read_reference
 from ..text import is_blank
 from ..types import InputError
 from .changes import Change, holding, recover
@@ -126,6 +128,27 @@ class VoiceLibrary:
         """As `get`, for a request."""
         return self.get(name).reference
 
+    def heard(self, name: str) -> Reference:
+        """As `reference`, with the clip's samples: these are its words, whoever replaces it.
+
+        Raises:
+            InputError: as `get`; a clip that cannot be used.
+        """
+        voice = self.reference(name)
+        while True:
+            failure, wave, stamp = None, None, _stamp(voice.path)
+            try:
+                wave = read_reference(voice.path)
+            except InputError as error:
+                failure = error
+            now = self.reference(name)  # once a change that is under way is done
+            if now == voice and _stamp(now.path) == stamp:
+                break
+            voice = now
+        if failure is not None:
+            raise failure
+        return dataclasses.replace(voice, wave=wave)
+
     def add(
         self,
         name: str,
@@ -228,6 +251,14 @@ class VoiceLibrary:
             raise InputError(
                 f"The voice {name!r} is listed in {self.folder / PRESETS}: delete it there."
             )
+
+
+def _stamp(clip: Path) -> tuple[int, int] | None:
+    """Another file of that name has another."""
+    with suppress(OSError):
+        written = clip.stat()
+        return written.st_mtime_ns, written.st_ino
+    return None
 
 
 def _stored(found: Reference) -> StoredVoice:

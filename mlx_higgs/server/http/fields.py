@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...delivery import EXACT, STEADY, Delivery
 from ...text import is_blank
 from ...types import InputError
+from ...voices import UnknownVoice
 from ..encoders import MEDIA_TYPES, STREAMABLE
 from ..request import PROFILE, SpeechRequest
 from . import names
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from ...voices import Reference
+    from ...voices.library import VoiceLibrary
 
 Form = Literal["whole", "audio", "sse"]
 OTHER_NAMES = {  # how some clients spell it -> its name here
@@ -231,7 +233,19 @@ def _voice(body: dict[str, Any], state: Any) -> tuple[list[Reference | str], str
     name = names.find(wanted, state, body.get("voice_aliases", {}))
     if name is None:
         return [], ""
-    return [state.library.reference(name)], name
+    return [_heard(name, state.library)], name
+
+
+def _heard(name: str, library: VoiceLibrary) -> Reference:
+    """A voice as it is now, with its clip: a request that waits is spoken in no later one."""
+    try:
+        return library.heard(name)
+    except UnknownVoice:
+        raise
+    except InputError as error:
+        clip = library.get(name).clip
+        message = str(error).replace(str(clip), clip.name)  # no path of this machine
+        raise ApiError(400, message, param="voice") from error
 
 
 def _request(body: dict[str, Any], voice: list[Reference | str], state: Any) -> SpeechRequest:

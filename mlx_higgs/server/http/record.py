@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..failures import described
 from ..ticket import Unavailable
 from .errors import ApiError, as_api_error
 from .guards import FRIEND
@@ -124,12 +124,3 @@ def shown_path(scope: Scope) -> str:
 def shown(text: str, longest: int) -> str:
     safe = "".join(char if "!" <= char <= "~" else "?" for char in text[: longest + 1])
     return safe if len(safe) <= longest else safe[:longest] + "..."
-
-
-def described(error: BaseException, in_full: bool) -> str:
-    """Where it happened; what it says may hold somebody's words."""
-    if in_full:
-        return "".join(traceback.format_exception(error))
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    return f"{type(error).__name__} (--log-text shows its message) at " + " < ".join(places[::-1])
