@@ -35,8 +35,12 @@ class Prompt:
 class Reference(Protocol):
     """What a golden needs from a reference model."""
 
-    name: str
-    layout: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layout(self) -> str: ...
+
     machine: str  # whose rules its greedy rows follow, as `mlx_higgs.delay` calls them
     config: Any
 

@@ -166,7 +166,8 @@ RAMP_OUT = {
     "strict": _strict_ramp_out,
     "sglang": _sglang_ramp_out,
 }
-MACHINES: dict[int, tuple[Machine, ...]] = {  # by edge_frames; the first is the default, the last a reference's
+# by edge_frames; the first is the default, the last a reference's
+MACHINES: dict[int, tuple[Machine, ...]] = {
     0: ("strict", "sglang"),
     1: ("boson", "transformers"),
 }

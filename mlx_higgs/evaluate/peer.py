@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
@@ -78,9 +77,8 @@ def give_weights(
         )
     flat: Any = tree_flatten(model.parameters())
     ours = [(_renamed(name, names), array) for name, array in flat]
-    theirs: list[tuple[str, mx.array]] = [
-        pair for pair in tree_flatten(peer.parameters()) if not (unused and unused in pair[0])
-    ]
+    held: Any = tree_flatten(peer.parameters())
+    theirs = [pair for pair in held if not (unused and unused in pair[0])]
     shapes = [{(name, array.shape) for name, array in arrays} for arrays in (ours, theirs)]
     if different := sorted(name for name, _ in shapes[0] ^ shapes[1]):
         raise InputError(
