@@ -90,6 +90,67 @@ End.
     assert said == ["A title", "Bold and a link code.\nNot one\nitem", "Two", "End."]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("It was in\n1984. five six.", "It was in\n1984. five six."),
+        ("1. one\n2. two", "1. one\n2. two"),
+        ("Use my_var_name and 3*4*5.", "Use my_var_name and 3*4*5."),
+        ("**a *b* c** _d_ ***e*** `f*g*h` 这*强*的", "a b c d e f*g*h 这强的"),
+        (r"\*a\* 1\. b", "*a* 1. b"),
+        ("<b>a</b> &amp; b < c and d > e &copyit", "a & b < c and d > e &copyit"),
+        ("[x](http://a/b_(c)) [y](<z> 'w') [v](not an address)", "x y [v](not an address)"),
+        ("[x][y]\n\n[y]: http://a.b", "x"),
+        ("```\none\n\ntwo", "```\none\ntwo"),
+        ("one\ntwo\n---\nthree", "one\ntwo three"),
+    ],
+)
+def test_markdown_loses_no_words(text: str, said: str):
+    found = read(Path(written("a.md", text)), Chunking())
+    assert " ".join(piece.text for piece in found.pieces) == said
+
+
+def test_underlined_headings_are_chapters_and_code_left_out_is_told(capsys):
+    text = "One\n===\n\na\n\nTwo\n---\n\n~~~py\nx = 1\n~~~\n\nb"
+    found = read(Path(written("a.md", text)), Chunking())
+    assert found.titles == ["One", "Two"]
+    assert [piece.text for piece in found.pieces] == ["One", "a", "Two", "b"]
+    assert "a block of code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        ("a.\n\nPart of me wanted to go,\nb.", ["a"]),
+        ("a.\n\nPart of me wanted to go.\n\nb.", ["a"]),
+        ("a.\n\nPart two of it was bad.\n\nb.", ["a"]),
+        ("a.\n\nAct now!\n\nb.", ["a"]),
+        ("a.\n\nChapter four was long and\nb.", ["a"]),
+        (f"a.\n\nChapter 4 {'x' * 60}\n\nb.", ["a"]),
+        ("a.\n\nPart Two: Rain\n\nb.", ["a", "Part Two: Rain"]),
+        ("BOOK IV\n\nb.", ["BOOK IV"]),
+        ("Chapter twenty-one\n\nb.", ["Chapter twenty-one"]),
+        ("CHAPTER I.\nDown the Hole\n\nb.", ["CHAPTER I."]),
+        ("Chapter 1\nChapter 2\n\nb.", ["a"]),
+    ],
+)
+def test_a_heading_of_plain_text_is_beyond_doubt(text: str, titles: list[str]):
+    assert read(Path(written("a.txt", text)), Chunking()).titles == titles
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[one two](http://x.y) three.\n\n[four](z) five.",
+        "[Illustration]\n\nShe left.\n\n[Illustration]\n\nHe came.",
+        "[Note] one turn makes no dialogue.",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".md", ".txt"])
+def test_a_text_in_brackets_is_no_dialogue(text: str, suffix: str):
+    assert not read(Path(written(f"a{suffix}", text)), Chunking()).names
+
+
 CONTAINER = """
 <container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>
 <rootfile full-path="b.opf" media-type="application/oebps-package+xml"/>
@@ -228,6 +289,20 @@ def test_voices_are_brought_to_one_loudness(seed: int):
     assert loudness_of([whispered], RATE) < loudness_of([anna], RATE) - 3  # a whisper stays one
 
 
+def test_a_peak_in_one_piece_holds_the_whole_voice_back(seed: int):
+    soft, peak = take(seed, 1.0, 0.05), take(seed + 1, 1.0, 0.05)
+    peak.pcm[9000] = 0.9
+    pieces = [(Piece("a", "Anna"), soft), (Piece("b", "Anna"), peak), (Piece("c", "Ben"), soft)]
+    with Shelf(Path("pieces")) as shelf:
+        layout = arrange(on_shelf(shelf, *pieces), gap_ms=0)
+        bind(Path("a.wav"), layout, shelf, fade_ms=0, loudness=-14.0)
+    wave, _ = soundfile.read("a.wav", dtype="float32")
+    one, two, other = (wave[start:stop] for _, start, stop in layout.places)
+    assert one.std() / soft.pcm.std() == pytest.approx(two.std() / peak.pcm.std(), rel=1e-3)
+    assert np.abs(two).max() < 0.9
+    assert other.std() > 1.2 * one.std()
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 
@@ -280,6 +355,15 @@ def test_a_dialogue_has_a_voice_per_name(capsys, server, monkeypatch):
     assert asked[0] == ("one two.", girl)
     assert [voice for _, voice in asked] == [girl, boy, boy, girl]
     assert "Nobody is cast as Ben" in capsys.readouterr().err
+    asked.clear()
+    cast = ["--cast", "Narrator=profile:A girl.", "--voice", "profile:A boy."]
+    told(
+        written("two.txt", "one.\n[Anna] two.\n[Narrator] three."),
+        *cast,
+        "--cast",
+        "Anna=profile:X.",
+    )
+    assert [voice for _, voice in asked] == [girl, ["profile:X."], girl]
 
 
 @pytest.mark.parametrize(
@@ -295,12 +379,16 @@ def test_a_dialogue_has_a_voice_per_name(capsys, server, monkeypatch):
         (["-o", "there.wav"], "--force"),
         (["--context", "-1"], "context"),
         (["--output-dir", "no/where"], "cannot be made"),
+        (["--output-dir", "new", "--format", "xyz"], "--format xyz"),
+        (["-o", "no/where.wav"], "The folder no does not exist."),
     ],
 )
 def test_what_is_refused_is_refused_first(capsys, options: list[str], words: str):
     Path("there.wav").touch()
     assert narrate.main([written("talk.txt", SCRIPT), *options, *QUICK]) == 2
-    assert words in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert words in told
+    assert "or -" not in told
     assert {path.name for path in Path().iterdir()} == {"talk.txt", "there.wav"}
 
 
@@ -351,6 +439,51 @@ def test_a_changed_text_is_said_anew_only_where_it_changed(monkeypatch):
     assert made() == 1
     told(written("book.txt", BOOK.replace("five", "nine")), *options, "--gap-ms", "500")
     assert made() == 1
+
+
+@pytest.mark.parametrize("place", [["-o", "book.wav"], ["--output-dir", "out"]])
+def test_subtitles_asked_for_later_are_made(place: list[str]):
+    options = [written("book.txt", BOOK), *place, "--keep-pieces"]
+    told(*options)
+    sounds = {path: path.stat().st_mtime_ns for path in Path().rglob("*.wav")}
+    told(*options, "--subtitles", "srt")
+    made = {path: path.read_bytes() for path in Path().rglob("*.srt")}
+    assert len(made) == len(sounds)
+    next(iter(made)).unlink()
+    told(*options, "--subtitles", "srt")
+    assert {path: path.read_bytes() for path in made} == made
+    assert {path: path.stat().st_mtime_ns for path in sounds} == sounds
+
+
+def test_only_what_was_made_of_this_text_is_replaced(capsys):
+    options = ["--keep-pieces", "-o", "book.wav"]
+    told(written("book.txt", BOOK), *options)
+    made = Path("book.wav").read_bytes()
+    assert narrate.main([written("other.txt", "nine."), *options, *QUICK]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert Path("book.wav").read_bytes() == made
+    Path("book.wav").write_bytes(b"mine")
+    assert narrate.main(["book.txt", *options, *QUICK]) == 2
+    told("book.txt", *options, "--force")
+    assert Path("book.wav").read_bytes() == made
+
+
+def test_killed_before_the_file_is_there_the_old_one_is_not_taken_for_it(monkeypatch):
+    Path("book.wav").write_bytes(b"old")
+    options = [written("book.txt", BOOK), "--force", "--keep-pieces"]
+    replaced = os.replace
+
+    def killed(source, target):
+        if Path(target).name == "book.wav":
+            raise OSError("killed")
+        replaced(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert narrate.main([*options, *QUICK]) == 1
+    assert Path("book.wav").read_bytes() == b"old"
+    told(*options)
+    assert Path("book.wav").read_bytes() != b"old"
 
 
 def test_a_first_piece_without_sound_is_an_error(monkeypatch, capsys):

@@ -130,7 +130,7 @@ def narrate(arguments: argparse.Namespace) -> None:
     model = computed_by(arguments)
     with Shelf(shelf_path(_output(arguments), arguments.output_dir)) as shelf:
         try:
-            book = Volumes(volumes, manuscript, binding, shelf, chapters)
+            book = Volumes(volumes, manuscript, binding, shelf, chapters, arguments.file)
             book.check(force=arguments.force)
             seed = _seed(arguments, shelf)
             _say(arguments, book, speakers, shelf, chunks, seed, model)
@@ -187,14 +187,25 @@ def _plan(
     folder = arguments.output_dir
     if folder is None:
         path = _output(arguments)
+        _check_suffix(path.suffix, f"The output {path}")
+        if not path.parent.is_dir():
+            raise InputError(f"The folder {path.parent} does not exist.")
         chapters = path.with_suffix(f".{CHAPTERS}") if len(manuscript.titles) > 1 else None
         return one_file(manuscript, path), chapters, binding
+    suffix = f".{arguments.format.lower().lstrip('.')}"
+    _check_suffix(suffix, f"--format {arguments.format}")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"The folder {folder} cannot be made: {error}.") from error
-    suffix = f".{arguments.format.lower().lstrip('.')}"
     return files(manuscript, folder, suffix), folder / CHAPTERS, binding
+
+
+def _check_suffix(suffix: str, what: str) -> None:
+    from ..audio import FORMATS
+
+    if suffix.lower() not in FORMATS:
+        raise InputError(f"{what} has no known suffix: use one of {', '.join(FORMATS)}.")
 
 
 def _formats(names: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import audio
 from ..joints import faded
-from ..loudness import SILENT, gain, loudness_of, true_peak
+from ..loudness import gain, loudness_of, true_peak
 from ..pieces import Piece
 from ..types import SAMPLE_RATE, InputError
 from .shelf import Kept, Shelf
@@ -106,28 +106,30 @@ def bind(
             f"{hours:.0f} hours do not fit into the .wav {path}. Run the same command again with "
             f"-o {path.stem}.mp3, .opus or .flac: it takes the pieces that are made."
         )
-    levels = {} if loudness is None else _levels(layout, shelf)
-    audio.write_blocks(path, _blocks(layout, shelf, fade_ms, levels, loudness), layout.rate)
+    gains = {} if loudness is None else _gains(layout, shelf, loudness)
+    audio.write_blocks(path, _blocks(layout, shelf, fade_ms, gains), layout.rate)
 
 
-def _levels(layout: Layout, shelf: Shelf) -> dict[str, float]:
-    """Speaker -> LUFS over all that is said in that voice; what went wrong counts if all did."""
+def _gains(layout: Layout, shelf: Shelf, loudness: float) -> dict[str, float]:
+    """Speaker -> the one factor of all that is said in that voice, its highest peak allowing.
+
+    What went wrong counts for the loudness if all did, and always for the peak.
+    """
     speakers = dict.fromkeys(place.part.piece.speaker for place in layout.places)
-    levels = {}
+    gains = {}
     for speaker in speakers:
         theirs = [p.part for p in layout.places if p.part.piece.speaker == speaker]
         good = [part for part in theirs if part.kept.good]
         waves = (shelf.wave(part.key) for part in good or theirs if part.kept.samples)
-        levels[speaker] = loudness_of(waves, layout.rate)
-    return levels
+        level = loudness_of(waves, layout.rate)
+        heard = (shelf.wave(part.key) for part in theirs if part.kept.samples)
+        peak = max((true_peak(wave, layout.rate) for wave in heard), default=0.0)
+        gains[speaker] = gain(level, peak, loudness, PEAK_DB)
+    return gains
 
 
 def _blocks(
-    layout: Layout,
-    shelf: Shelf,
-    fade_ms: float,
-    levels: dict[str, float],
-    loudness: float | None,
+    layout: Layout, shelf: Shelf, fade_ms: float, gains: dict[str, float]
 ) -> Iterator[np.ndarray]:
     fade, at = round(fade_ms / 1000 * layout.rate), 0
     for part, start, stop in layout.places:
@@ -135,9 +137,7 @@ def _blocks(
         at = stop
         if part.kept.samples:
             wave = shelf.wave(part.key)
-            level = levels.get(part.piece.speaker, SILENT)
-            if loudness is not None:
-                wave *= np.float32(gain(level, true_peak(wave, layout.rate), loudness, PEAK_DB))
+            wave *= np.float32(gains.get(part.piece.speaker, 1.0))
             yield faded(wave, fade, fade)
     yield from _silence(layout.samples - at, layout.rate)
 

@@ -13,6 +13,7 @@ from ..cli import note
 from ..speech_options import build_request
 from ..types import InputError, Profile, Voice
 from .narration import Role, digest
+from .script import NARRATOR
 
 if TYPE_CHECKING:
     from ..server import SpeechRequest
@@ -47,7 +48,7 @@ def roles(
     Raises:
         InputError: somebody is cast who says nothing; a voice or an option that cannot be used.
     """
-    known = {name.casefold(): name for name in names}
+    known = {name.casefold(): name for name in names} | {NARRATOR: ""}
     if strangers := [name for name in cast if name.casefold() not in known]:
         there = f"it has {', '.join(names)}" if names else "it is no dialogue"
         raise InputError(f"{strangers[0]} says nothing in {arguments.file}: {there}.")

@@ -8,31 +8,39 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..cli import note
 from ..pieces import Chunking, Piece
 from ..sentences import LETTERS, letters, paragraphs, split
 from ..text import is_blank, read_text
 from ..types import InputError
-from .script import is_script, parse
+from . import markdown
+from .script import begins_as_script, parse
 
-HEADING = 120  # letters: what is longer is a paragraph
+CHAPTERS = (1, 2)  # levels of headings
 PARAGRAPH, TITLE, BREAK = 0.35, 0.8, 1.0  # seconds of silence before, after, and instead of words
 
+_NUMBER = (
+    r"(?:\d+|[ivxlcdm]+"
+    r"|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)"
+    r"(?:[ -](?:one|two|three|four|five|six|seven|eight|nine"
+    r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth))?"
+    r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:the )?(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)"
+    r"|eins|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf)\b"
+)
+_CHAPTER = r"(?:chapter|kapitel|chapitre|cap[ií]tulo|capitolo|глава)\s+"
+_PART = r"(?:part|book|act|teil)\s+"
+_SENTENCE = r"(?<![.,;:!?…])"  # its end is the end of no heading
 _HEADING = re.compile(
-    r"(?:chapter|part|book|act|kapitel|teil|chapitre|cap[ií]tulo|capitolo|глава)\s+"
-    r"(?:\d+|[ivxlcdm]+|[a-z]+)\b.{0,60}|(?:prologue|epilogue|preface|foreword|introduction)"
+    rf"{_CHAPTER}{_NUMBER}.*|{_CHAPTER}\w.*{_SENTENCE}"
+    rf"|{_PART}{_NUMBER}(?:[.:]?|\s*[.:—–-].*|.*{_SENTENCE})"
+    r"|(?:prologue|epilogue|preface|foreword|introduction)[.:]?"
     r"|第[\d一二三四五六七八九十百千〇零]+[章回節节部].{0,30}",
     re.IGNORECASE,
 )
-_MARKDOWN = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
-_MARKS = [  # what is written in Markdown and not read, and what stands for it
-    (re.compile(r"<!--.*?-->", re.DOTALL), ""),
-    (re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE), ""),
-    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
-    (re.compile(r"\[([^\]]+)\]\([^)]*\)"), r"\1"),
-    (re.compile(r"^\s{0,3}(?:[-*+]|\d+[.)]|>+)\s+", re.MULTILINE), ""),
-    (re.compile(r"^\s*(?:[-*_]\s*){3,}$", re.MULTILINE), "* * *"),
-    (re.compile(r"(\*\*|__|\*|_|~~|`)(?=\S)([^\n]*?\S)\1"), r"\2"),
-]
+_ABOVE = re.compile(rf"{_CHAPTER}{_NUMBER}[.:]?", re.IGNORECASE)  # its title may follow at once
+LONGEST = 60  # letters of a heading in plain text
 SUFFIXES = (".txt", ".md", ".markdown", ".epub")
 
 
@@ -67,7 +75,7 @@ def read(
 
     Args:
         chunking: how chapters and turns are cut.
-        script: whether a text is a dialogue script; None: if its first line begins a turn.
+        script: whether a text is a dialogue script; None: if it begins as one.
         names: who is known to speak in it.
 
     Raises:
@@ -81,20 +89,16 @@ def read(
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} cannot be read aloud: use one of {', '.join(SUFFIXES)}.")
     text = read_text(path)
-    if script or (script is None and _begins_a_turn(text)):
+    if script or (script is None and begins_as_script(text)):
         return _dialogue(text, chunking, path, names)
-    markdown = path.suffix.lower() != ".txt"
-    return _book(list(_sections(_plain(text) if markdown else text, markdown)), chunking, path)
-
-
-def _begins_a_turn(text: str) -> bool:
-    return text.lstrip("\ufeff \t\r\n").startswith("[") and is_script(text)
+    lines = _headings(text) if path.suffix.lower() == ".txt" else _marked(text, path)
+    return _book(list(_sections(lines)), chunking, path)
 
 
 def _headed(title: str, text: str) -> Section:
     """The text of an e-book holds the heading, which need not be what its contents say."""
     first, _, rest = text.partition("\n\n")
-    if rest and letters(first) <= HEADING:
+    if rest and letters(first) <= markdown.HEADING:
         return Section(title or first, first, rest)
     return Section(title, "", text)
 
@@ -149,26 +153,35 @@ def _cut(text: str, chunking: Chunking) -> list[str]:
     return chunking.cut(text)
 
 
-def _sections(text: str, markdown: bool) -> Iterator[Section]:
-    """Chapters by their headings: of the two highest levels in Markdown, by their words in text."""
-    title, lines, before = "", [], ""
-    for line in [*text.splitlines()]:
-        found = _MARKDOWN.fullmatch(line) if markdown else None
-        if found and len(found[1]) > 2:
-            line, found = found[2], None
-        heading = found[2] if found else ""
-        if not markdown and not before and _HEADING.fullmatch(line.strip()):
-            heading = line.strip()
-        before = line.strip()
-        if heading:
-            yield Section(title, title, "\n".join(lines))
-            title, lines = heading, []
+def _sections(lines: Iterable[markdown.Line]) -> Iterator[Section]:
+    """Chapters by the headings of the two highest levels."""
+    title, text = "", []
+    for level, line in lines:
+        if line and level in CHAPTERS:
+            yield Section(title, title, "\n".join(text))
+            title, text = line, []
         else:
-            lines.append(line)
-    yield Section(title, title, "\n".join(lines))
+            text.append(line)
+    yield Section(title, title, "\n".join(text))
 
 
-def _plain(text: str) -> str:
-    for mark, replacement in _MARKS:
-        text = mark.sub(replacement, text)
-    return text
+def _headings(text: str) -> Iterator[markdown.Line]:
+    """Plain text: a heading is known by its words, and stands between blank lines."""
+    lines = [line.strip() for line in text.splitlines()]
+    for line, before, after in zip(lines, ["", *lines], [*lines[1:], ""], strict=False):
+        alone = not after or (_ABOVE.fullmatch(line) and not _is_heading(after))
+        heading = not before and alone and _is_heading(line)
+        yield markdown.Line(1 if heading else 0, line)
+
+
+def _is_heading(line: str) -> bool:
+    return letters(line) <= LONGEST and bool(_HEADING.fullmatch(line))
+
+
+def _marked(text: str, path: Path) -> list[markdown.Line]:
+    """Markdown; says what is not read of it."""
+    found = markdown.read(text)
+    if found.codes:
+        blocks = "a block" if found.codes == 1 else f"{found.codes} blocks"
+        note(f"{path}: {blocks} of code (```) will not be read aloud.")
+    return found.lines

@@ -25,6 +25,7 @@ NARRATOR = "narrator"  # [Narrator], in any capitals, gives the word back
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as editors count lines
 _TAG = re.compile(r"\[([^\[\]]*)\]")
 _PREFIX = re.compile(r"([^\[\]:：]{1,64}?)\s*(?:：|:(?=\s|$))\s*")  # Alice: Hello
+_LINK = re.compile(r"\[[^\[\]]*\](?:\(|: ?(?:<|#|\S+/\S*$))")  # of Markdown
 _NAME = re.compile(r"\w[\w .'’·\u200c\u200d-]*")
 _PAUSE = re.compile(r"pause(?![^\W\d_])", re.IGNORECASE)  # not [Pauline]; [pause 2s] is one, wrong
 _LENGTH = re.compile(r"pause(?:\s*:\s*(\d{1,9}(?:\.\d{1,9})?)\s*(m?s))?", re.I | re.A)
@@ -81,6 +82,24 @@ def is_script(text: str) -> bool:
         return bool(_tagged(lines) or _prefixed(lines))
     except InputError:
         return False
+
+
+def begins_as_script(text: str) -> bool:
+    """Whether it is one beyond doubt: it begins with a turn in brackets, and has two or more.
+
+    ``[words](address)`` is a link, and ``[Illustration]`` on its own no turn.
+    """
+    if not text.lstrip("\ufeff \t\r\n").startswith("["):
+        return False
+    try:
+        lines = list(_lines(text))
+        tagged = [line for line in lines if not _LINK.match(line.text)]
+        names = _tagged(tagged)
+    except InputError:
+        return False
+    first = next(at for at, line in enumerate(lines) if line.text)
+    said = _TAG.sub("", " ".join(line.text for line in lines[first : first + 2]))
+    return len(names) > 1 and not _LINK.match(lines[first].text) and bool(said.strip(" :："))
 
 
 # -- lines ----------------------------------------------------------------------------------------

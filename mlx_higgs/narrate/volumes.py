@@ -78,6 +78,7 @@ class Volumes:
 
     Args:
         chapters: where the times of chapters go; None: nowhere.
+        source: the file that is read: what was made of another is not ours to replace.
     """
 
     def __init__(
@@ -87,10 +88,14 @@ class Volumes:
         binding: Binding,
         shelf: Shelf,
         chapters: Path | None,
+        source: Path,
     ):
         self._volumes, self._titles, self._binding = volumes, manuscript.titles, binding
         self._shelf, self._chapters = shelf, chapters
-        self._done: dict[str, str] = shelf.about().get("files", {})
+        self._source, about = str(source.resolve()), shelf.about()
+        self._done: dict[str, dict] = (
+            about.get("files", {}) if about.get("source") == self._source else {}
+        )
         self._bound: list[tuple[Volume, Layout]] = []
 
     @property
@@ -101,10 +106,10 @@ class Volumes:
     def check(self, *, force: bool) -> None:
         """Raises InputError for a file that cannot be written, or is there and not from here."""
         for volume in self._volumes:
-            audio.check_output(volume.path, force=force or volume.path.name in self._done)
+            audio.check_output(volume.path, force=force or self._is_ours(volume.path))
         others = [path for volume in self._volumes for path in self._subtitles(volume)]
         for path in [*others, *([self._chapters] if self._chapters else [])]:
-            if path.exists() and not force and path.name not in self._done:
+            if path.exists() and not force and not self._is_ours(path):
                 raise InputError(f"The output {path} exists. Add --force to replace it.")
 
     def take(self, parts: Iterator[Part]) -> Iterator[Part]:
@@ -124,11 +129,7 @@ class Volumes:
         """Write the times of the chapters."""
         if self._chapters is not None:
             content = json.dumps({"chapters": self.chapters()}, ensure_ascii=False, indent=1)
-            self._note(self._chapters, "")
-            partial = self._shelf.path / f".{CHAPTERS}"
-            partial.write_text(content + "\n", encoding="utf-8")
-            sync(partial)
-            os.replace(partial, self._chapters)
+            self._write(self._chapters, content + "\n")
 
     @property
     def paths(self) -> list[str]:
@@ -176,27 +177,56 @@ class Volumes:
         layout = arrange(parts, binding.chunking.gap_ms, volume.tail)
         self._bound.append((volume, layout))
         content = _content(layout, binding)
-        if self._done.get(volume.path.name) == content and volume.path.is_file():
+        for path in self._subtitles(volume):
+            self._write(path, subtitles.dumps(layout.cues, path.suffix))
+        if self._is_done(volume.path, content):
             return
         sound = self._shelf.path / f".bound{volume.path.suffix.lower()}"
         bind(
             sound, layout, self._shelf, fade_ms=binding.chunking.fade_ms, loudness=binding.loudness
         )
-        sync(sound)
-        for path in self._subtitles(volume):
-            self._note(path, "")
-            subtitles.write(path, layout.cues)
-        self._note(volume.path, content)
-        os.replace(sound, volume.path)
-        sync(volume.path.parent)
+        self._put(sound, volume.path, content)
 
     def _subtitles(self, volume: Volume) -> list[Path]:
         return [volume.path.with_suffix(suffix) for suffix in self._binding.formats]
 
-    def _note(self, path: Path, content: str) -> None:
-        """The file is this book's from now on."""
-        self._done[path.name] = content
-        self._shelf.note({**self._shelf.about(), "files": self._done})
+    def _write(self, path: Path, text: str) -> None:
+        content = digest(text)
+        if self._is_done(path, content):
+            return
+        made = self._shelf.path / ".written"
+        made.write_text(text, encoding="utf-8")
+        self._put(made, path, content)
+
+    def _put(self, made: Path, path: Path, content: str) -> None:
+        """Move it to its place. The note comes first: killed between, both files are ours."""
+        sync(made)
+        marks = [_mark(made), *([_mark(path)] if self._is_ours(path) else [])]
+        self._done[path.name] = {"content": content, "marks": marks}
+        about = {**self._shelf.about(), "files": self._done, "source": self._source}
+        self._shelf.note(about)
+        os.replace(made, path)
+        sync(path.parent)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Made of this source, and the same since."""
+        return path.is_file() and _mark(path) in self._noted(path).get("marks", [])
+
+    def _is_done(self, path: Path, content: str) -> bool:
+        """It holds ``content``: moved there, not just noted."""
+        noted = self._noted(path)
+        same = path.is_file() and noted.get("marks", [])[:1] == [_mark(path)]
+        return same and noted["content"] == content
+
+    def _noted(self, path: Path) -> dict:
+        noted = self._done.get(path.name)
+        return noted if isinstance(noted, dict) else {}
+
+
+def _mark(path: Path) -> list[int]:
+    """What a file keeps when it is moved, and loses when it is written to."""
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
 
 
 def _content(layout: Layout, binding: Binding) -> str:
