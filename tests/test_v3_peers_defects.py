@@ -132,7 +132,7 @@ def test_no_marker_reaches_the_codec_wherever_it_is_sampled(seed: int, rows: int
 
 def whole_columns(rows: np.ndarray) -> np.ndarray:
     """Of the frames in these rows, which have a code in every cell."""
-    return np.all(np.array(PATTERN.revert(mx.array(rows))) < CODES, axis=1)
+    return np.array([(frame < CODES).all() for frame in np.array(PATTERN.revert(mx.array(rows)))])
 
 
 @pytest.mark.parametrize("machine", ["strict", "sglang"])
@@ -202,7 +202,7 @@ def test_converted_reloaded_and_heard(folder: Path, tmp_path: Path, seed: int, b
 
 
 def test_everybody_in_a_batch_has_a_voice_of_their_own(higgs: HiggsAudioServer, seed: int):
-    """Different clips, texts and seeds at once: each prompt has its own clip, and its own words."""
+    """Different clips at once, with one text and one seed: who speaks is all that differs."""
     requests = [
         SpeechRequest("Hello", voice=voice(seed + n, 4 + n), seed=seed, max_new_frames=13)
         for n in range(3)
@@ -212,16 +212,17 @@ def test_everybody_in_a_batch_has_a_voice_of_their_own(higgs: HiggsAudioServer, 
         assert np.array_equal(
             np.array(clip.codes), np.array(voice(seed + number, 4 + number).codes)
         )
-    together = dict(higgs.generate_batch(requests))
-    said = [np.array(together[number].codes).tolist() for number in range(3)]
-    assert said == [
-        np.array(higgs.generate("Hello", **asked(request)).codes).tolist() for request in requests
+    together = spoken(higgs.generate_batch(requests))
+    assert together == [
+        spoken(higgs.generate_batch([request], max_batch=1))[0] for request in requests
     ]
-    assert said[0] != said[1] != said[2]  # the text and the seed are the same: the voice is not
+    assert together[0] != together[1] != together[2]
 
 
-def asked(request: SpeechRequest) -> dict:
-    return {name: getattr(request, name) for name in ("voice", "seed", "max_new_frames")}
+def spoken(results) -> list:
+    """The codes of each request, in the order they were asked for."""
+    said = dict(results)
+    return [said[number].codes.tolist() for number in range(len(said))]
 
 
 def test_a_clip_is_encoded_once_for_all_texts(folder: Path, tmp_path: Path, monkeypatch):

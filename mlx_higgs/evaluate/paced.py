@@ -23,7 +23,8 @@ def paced(loop: Callable[[Callable[[], None]], None]) -> Callable[[int], None]:
     def work(frames: int) -> None:
         turns.run(frames)
 
-    weakref.finalize(work, turns.close)
+    # at the end of the program it may sleep on: MLX ends with a thread only while Python runs
+    weakref.finalize(work, turns.close).atexit = False
     return work
 
 
