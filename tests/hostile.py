@@ -24,7 +24,7 @@ NAMES = (
     "..",
     ".",
     "../evil",
-    "/tmp/evil",
+    "/evil",
     "C:\\evil",
     "a/../../b",
     "%2e%2e%2fevil",
