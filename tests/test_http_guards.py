@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -284,6 +285,18 @@ def test_who_sends_on_is_told_all_the_same(client):
     headers = {"Content-Type": "application/json"}
     answer = client.post(SPEECH, content=b" " * 5_000_000, headers=headers)
     assert (answer.status_code, code(answer)) == (413, "too_large")
+
+
+def test_who_reads_only_after_all_is_sent_is_told_too(client):
+    with knocking(client) as slow:
+        slow.sendall(b"Content-Length: 6000000\r\n\r\n")
+        for _ in range(60):
+            slow.sendall(b" " * 100_000)
+            time.sleep(0.005)  # the answer has long been sent
+        answer = b""
+        while more := slow.recv(4096):
+            answer += more
+        assert b" 413 " in answer and b"too_large" in answer
 
 
 @contextmanager

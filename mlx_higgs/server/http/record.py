@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..failures import described
 from ..ticket import Unavailable
 from .errors import ApiError, as_api_error
+from .farewell import answer_and_close
 from .guards import FRIEND
 from .settings import Settings
 
@@ -80,6 +81,8 @@ class Record:
             return
         if scope["type"] == "websocket":
             return await refuse_socket(told, scope, receive, answer.send)
+        if "Connection" in told.headers:
+            return await answer_and_close(told.response(), scope, receive, answer.send)
         await told.response()(scope, receive, answer.send)
 
 
