@@ -15,7 +15,8 @@ from tiny_model import CONFIG, tiny_model
 
 from mlx_higgs.evaluate.shapes import SHAPES
 from mlx_higgs.models import get_model_classes
-from mlx_higgs.models.layers import KVCache, RopeArgs, Route
+from mlx_higgs.models.layers import KVCache, Route
+from mlx_higgs.models.rotary import RopeArgs, Rotary
 from mlx_higgs.models.v2 import Model, ModelArgs
 from mlx_higgs.types import Audio, CheckpointError, InputError, Text
 
@@ -39,9 +40,10 @@ def mixed_prompt(rng: np.random.Generator, model: Model) -> list:
 def where_forward(model: Model, x: mx.array, is_audio: np.ndarray) -> mx.array:
     """The layer by its definition: both paths for every position, then pick."""
     mask = mx.array(is_audio)[..., None]
+    turn = Rotary(model.args.rope, model.args.head_dim).at(0, x.shape[1], x.dtype)
     for layer in model.layers:
         n = mx.where(mask, layer.audio_input_layernorm(x), layer.input_layernorm(x))
-        x = x + layer.self_attn(n, KVCache())
+        x = x + layer.self_attn(n, KVCache(), turn)
         text = layer.mlp(layer.post_attention_layernorm(x))
         audio = layer.audio_mlp(layer.audio_post_attention_layernorm(x))
         x = x + mx.where(mask, audio, text)
@@ -186,6 +188,20 @@ def test_both_published_rope_parameter_sets_are_one_function():
     }
     transformers = RopeArgs.from_config({"rope_parameters": flat})
     assert mx.allclose(boson.periods(128), transformers.periods(128), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("offset", [0, 7, 3000, [5, 0, 1200]])
+def test_positions_turn_as_mlx_turns_them(seed: int, dtype: mx.Dtype, offset: int | list[int]):
+    args, added = RopeArgs.from_config({"rope_theta": 5e5, "rope_scaling": LLAMA3}), 4
+    x = mx.random.normal((3, 2, added, 64), key=mx.random.key(seed)).astype(dtype)
+    at = mx.array(offset) if isinstance(offset, list) else offset
+    wanted = mx.fast.rope(
+        x, 64, traditional=False, base=None, scale=1.0, offset=at, freqs=args.periods(64)
+    )
+    turned = Rotary(args, 64).at(at, added, dtype)(x)
+    assert turned.dtype == dtype
+    assert mx.allclose(turned, wanted, atol=1e-5 if dtype == mx.float32 else 0.05)
 
 
 def test_llama3_periods_follow_the_definition():

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..models.layers import RopeArgs
+from ..models.rotary import RopeArgs
 from ..quantization import Quantization
 from ..types import InputError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
@@ -27,6 +27,7 @@ class SpeechModel(Protocol):
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
 
     SAMPLING: ClassVar[SamplingParams]  # what a checkpoint that says nothing prefers
+    PRESETS: ClassVar[Mapping[str, SamplingParams]]  # by name, whatever the checkpoint says
     NORMALIZE: ClassVar[bool]  # whether it was trained on normalised texts
 
     args: Any

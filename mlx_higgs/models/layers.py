@@ -1,8 +1,7 @@
-"""Layers the talkers share: rotary positions, attention with a cache, routing by modality."""
+"""Layers the talkers share: attention with a cache, gated FFN, routing by modality."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,77 +12,16 @@ import mlx.nn as nn
 import numpy as np
 
 from ..memory import on_cpu
-from ..types import CheckpointError
 from .cache import KVCache, SlotCache
+from .rotary import Turn
 
 Cache = KVCache | SlotCache
 Layer = Callable[[mx.array], mx.array]
 
 
 @dataclass(frozen=True)
-class RopeArgs:
-    """Rotary position parameters as a config spells them."""
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: float = 8192
-
-    @classmethod
-    def from_config(cls, config: dict) -> RopeArgs:
-        """Parameters from ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
-
-        Raises:
-            CheckpointError: no theta, two that differ, an unknown type, a missing factor.
-        """
-        nested, older = config.get("rope_parameters"), config.get("rope_scaling")
-        if nested and older and {**nested, **older} != nested:
-            raise CheckpointError("The config's rope_parameters and rope_scaling differ.")
-        nested = nested or older or {}
-        thetas = {c["rope_theta"] for c in (nested, config) if c.get("rope_theta") is not None}
-        if len(thetas) != 1:
-            found = "none" if not thetas else " and ".join(map(str, sorted(thetas)))
-            raise CheckpointError(f"The config must name one rope_theta; it names {found}.")
-        kind = nested.get("rope_type", nested.get("type", "default"))
-        if kind == "default":
-            return cls(theta=float(thetas.pop()))
-        if kind != "llama3":
-            raise CheckpointError(f"Rotary positions of type {kind!r} are not supported.")
-        names = (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        )
-        missing = [name for name in names if nested.get(name) is None]
-        if missing:
-            raise CheckpointError(f"The config's llama3 rope parameters lack {missing}.")
-        factors = {name: float(nested[name]) for name in names}
-        if min(factors.values()) <= 0:
-            raise CheckpointError(f"The config's llama3 rope parameters are {factors}.")
-        return cls(float(thetas.pop()), "llama3", **factors)
-
-    def periods(self, dims: int) -> mx.array:
-        """Radians per position, inverted: float32 ``[dims / 2]``.
-
-        ``llama3`` slows down the wavelengths the pretraining context was too short for
-        (transformers' ``_compute_llama3_parameters``).
-        """
-        periods = self.theta ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
-        if self.kind == "llama3":
-            context = self.original_max_position_embeddings
-            turns = context / (2 * math.pi * periods)
-            span = self.high_freq_factor - self.low_freq_factor
-            blend = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
-            periods = periods / ((1 - blend) / self.factor + blend)
-        return mx.array(periods.astype(np.float32))
-
-
-@dataclass(frozen=True)
 class AttentionArgs:
-    """Grouped-query attention: widths and positions.
+    """Grouped-query attention: its widths.
 
     ``qk_norm_eps``: normalise each head's queries and keys before their positions (Qwen3).
     """
@@ -92,7 +30,6 @@ class AttentionArgs:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope: RopeArgs
     qk_norm_eps: float | None = None
 
 
@@ -110,12 +47,14 @@ class Attention(nn.Module):
         if args.qk_norm_eps is not None:
             self.q_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
             self.k_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
-        self._periods = args.rope.periods(d)
 
-    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
-        """``[B, S, D]`` after what ``cache`` holds; None when ``x`` is all there is."""
+    def __call__(self, x: mx.array, cache: Cache | None, turn: Turn) -> mx.array:
+        """``[B, S, D]`` after what ``cache`` holds; None when ``x`` is all there is.
+
+        ``turn`` is the rotation of these positions (see ``Rotary.at``).
+        """
         B, S, _ = x.shape
-        q, k, v = self._project(x, 0 if cache is None else cache.offset)
+        q, k, v = self._project(x, turn)
         scale = self.head_dim**-0.5
         if cache is not None:
             k, v = cache.update(k, v)
@@ -124,16 +63,16 @@ class Attention(nn.Module):
             out = _attend(q, k, v, scale)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, S, -1))
 
-    def _project(self, x: mx.array, offset: Any) -> tuple[mx.array, mx.array, mx.array]:
+    def _project(self, x: mx.array, turn: Turn) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values ``[B, heads, S, head_dim]``, at their positions."""
         qkv: Any = self.get("qkv_proj")
         if qkv is None:
-            q = self._rotate(self._normed(self._heads(self.q_proj(x)), "q_norm"), offset)
-            k = self._rotate(self._normed(self._heads(self.k_proj(x)), "k_norm"), offset)
+            q = turn(self._normed(self._heads(self.q_proj(x)), "q_norm"))
+            k = turn(self._normed(self._heads(self.k_proj(x)), "k_norm"))
             return q, k, self._heads(self.v_proj(x))
         heads = self._heads(qkv(x))
         rotated = self.num_heads + self.num_kv_heads
-        both = self._rotate(self._normed(heads[:, :rotated], "qk_norm"), offset)
+        both = turn(self._normed(heads[:, :rotated], "qk_norm"))
         return both[:, : self.num_heads], both[:, self.num_heads :], heads[:, rotated:]
 
     def _normed(self, heads: mx.array, norm: str) -> mx.array:
@@ -141,17 +80,6 @@ class Attention(nn.Module):
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
-
-    def _rotate(self, x: mx.array, offset: Any) -> mx.array:
-        return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=offset,
-            freqs=self._periods,
-        )
 
     def fuse(self) -> None:
         """One multiplication for queries, keys and values, where all three are stored alike."""

@@ -18,7 +18,8 @@ from ..sampling import SamplingParams
 from ..types import CheckpointError, InputError, Prompt
 from .cache import KVCache
 from .config import check_fixed, check_sizes
-from .layers import MLP, Attention, AttentionArgs, Cache, RopeArgs, Route
+from .layers import MLP, Attention, AttentionArgs, Cache, Route
+from .rotary import RopeArgs, Rotary, Turn
 from .tables import check_ids, embed_prompt, embed_rows
 
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
@@ -167,9 +168,7 @@ class DualFFNDecoderLayer(nn.Module):
         super().__init__()
         D, eps = args.hidden_size, args.rms_norm_eps
         self.self_attn = Attention(
-            AttentionArgs(
-                D, args.num_attention_heads, args.num_key_value_heads, args.head_dim, args.rope
-            )
+            AttentionArgs(D, args.num_attention_heads, args.num_key_value_heads, args.head_dim)
         )
         self.mlp = MLP(D, args.intermediate_size)
         self.audio_mlp = MLP(D, args.intermediate_size)
@@ -178,8 +177,9 @@ class DualFFNDecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
         self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
 
-    def __call__(self, x: mx.array, route: Route, cache: Cache | None) -> mx.array:
-        x = x + self.self_attn(route(x, self.input_layernorm, self.audio_input_layernorm), cache)
+    def __call__(self, x: mx.array, route: Route, cache: Cache | None, turn: Turn) -> mx.array:
+        normed = route(x, self.input_layernorm, self.audio_input_layernorm)
+        x = x + self.self_attn(normed, cache, turn)
         return x + route(x, self._text_ffn, self._audio_ffn)
 
     def fuse(self) -> None:
@@ -227,6 +227,12 @@ class Model(nn.Module):
     TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     SAMPLING, NORMALIZE = SamplingParams(), True
+    # generation_config.json of the published checkpoint, and Boson's generation.py
+    PRESETS: ClassVar[dict[str, SamplingParams]] = {
+        "reference": SamplingParams(
+            temperature=1.0, top_p=0.95, top_k=50, ras_window=7, ras_max_repeats=2
+        )
+    }
     # computed, not learnt: some files hold them all the same
     DROPPED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "audio_codebook_weights")
 
@@ -237,6 +243,7 @@ class Model(nn.Module):
         self.audio_codebook_embeddings = nn.Embedding(
             args.num_codebooks * args.codebook_vocab, args.hidden_size
         )
+        self._rotary = Rotary(args.rope, args.head_dim)
         self.layers = [DualFFNDecoderLayer(args) for _ in range(args.num_hidden_layers)]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
@@ -284,8 +291,9 @@ class Model(nn.Module):
         ``cache`` None: ``x`` is all there is, as in training.
         """
         route = Route(is_audio)
+        turn = self._rotary.at(cache[0].offset if cache else 0, x.shape[1], x.dtype)
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x = layer(x, route, layer_cache)
+            x = layer(x, route, layer_cache, turn)
         return self.norm(x)
 
     def audio_logits(self, h: mx.array) -> mx.array:

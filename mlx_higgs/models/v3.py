@@ -20,7 +20,8 @@ from ..sampling import SamplingParams
 from ..types import CheckpointError, Prompt
 from .cache import KVCache
 from .config import check_fixed, check_sizes
-from .layers import MLP, Attention, AttentionArgs, Cache, RopeArgs
+from .layers import MLP, Attention, AttentionArgs, Cache
+from .rotary import RopeArgs, Rotary, Turn
 from .tables import check_ids, embed_prompt, embed_rows
 
 MODEL_TYPES = ("higgs_multimodal_qwen3",)
@@ -119,16 +120,14 @@ class DecoderLayer(nn.Module):
         super().__init__()
         D, eps = args.hidden_size, args.rms_norm_eps
         self.self_attn = Attention(
-            AttentionArgs(
-                D, args.num_attention_heads, args.num_key_value_heads, args.head_dim, args.rope, eps
-            )
+            AttentionArgs(D, args.num_attention_heads, args.num_key_value_heads, args.head_dim, eps)
         )
         self.mlp = MLP(D, args.intermediate_size)
         self.input_layernorm = nn.RMSNorm(D, eps=eps)
         self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
 
-    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache)
+    def __call__(self, x: mx.array, cache: Cache | None, turn: Turn) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), cache, turn)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def fuse(self) -> None:
@@ -156,6 +155,9 @@ class Model(nn.Module):
     # the codec's, and a text head that repeats the table
     DROPPED = (BUNDLED, "tied.head.text_head.")
     SAMPLING = SamplingParams(temperature=0.8, top_p=1.0, top_k=50, ras_window=0)
+    PRESETS: ClassVar[dict[str, SamplingParams]] = {  # what sglang-omni serves with
+        "reference": SamplingParams(temperature=1.0, top_p=1.0, top_k=0, ras_window=0)
+    }
     NORMALIZE = False  # it was trained on texts as people write them
 
     def __init__(self, args: ModelArgs):
@@ -168,6 +170,7 @@ class Model(nn.Module):
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         if not args.tied_head:
             self.audio_lm_head = nn.Linear(args.hidden_size, rows, bias=False)
+        self._rotary = Rotary(args.rope, args.head_dim)
         self._head: nn.Linear | None = None  # the table in float32, for generation
         self._head_of: mx.array | None = None  # what it was made of
 
@@ -214,8 +217,9 @@ class Model(nn.Module):
 
         ``cache`` None: ``x`` is all there is, as in training.
         """
+        turn = self._rotary.at(cache[0].offset if cache else 0, x.shape[1], x.dtype)
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x = layer(x, layer_cache)
+            x = layer(x, layer_cache, turn)
         return self.norm(x)
 
     def audio_logits(self, h: mx.array) -> mx.array:
