@@ -8,6 +8,7 @@ from mlx_higgs.evaluate.controls import deranged
 from mlx_higgs.evaluate.recogniser import PocketSphinx
 from mlx_higgs.evaluate.texts import draw_texts
 from mlx_higgs.evaluate.words import DIGITS, word_errors
+from mlx_higgs.server import SpeechRequest
 
 STRINGS = 40
 
@@ -17,10 +18,11 @@ def test_a_recogniser_understands_the_demo(server, seed: int):
     pytest.importorskip("pocketsphinx", reason="pocketsphinx has no wheel for this Python")
     pytest.importorskip("jiwer")
     ears, said = PocketSphinx("digits"), draw_texts(DIGITS, STRINGS, seed)
-    speeches = [
-        server.generate(text, scene="SPEAKER0: masculine", seed=seed % 10_000 + index)
+    asked = [
+        SpeechRequest(text, scene="SPEAKER0: masculine", seed=seed % 10_000 + index)
         for index, text in enumerate(said)
     ]
+    speeches = [speech for _, speech in sorted(server.generate_batch(asked, max_batch=8))]
     heard = [ears.transcribe(speech.pcm, speech.sampling_rate) for speech in speeches]
     error = word_errors(said, heard).rate
     print(f"word error rate {error:.1%}")
