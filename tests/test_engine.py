@@ -249,7 +249,7 @@ def test_the_shipped_voices_encode(cloner: HiggsAudioServer):
 
 def test_a_batch_says_what_each_says_alone(server: HiggsAudioServer):
     """More requests than places, one of them impossible."""
-    texts = ["one two", "three", "four five six", "seven", "nine " * 2000, "eight"]
+    texts = ["one two", "three", "four", "seven", "nine " * 2000, "eight"]
     asked = [SpeechRequest(text, seed=seed) for seed, text in enumerate(texts)]
     made = dict(server.generate_batch(iter(asked), max_batch=2))
     assert sorted(made) == list(range(6))

@@ -28,7 +28,7 @@ from mlx_higgs.types import GenerationError, InputError
 
 BOOK = "Chapter 1\n\none two. three four.\n\n* * *\n\nfive.\n\nChapter 2\n\nsix. seven.\n"
 SCRIPT = "[Anna] one two.\n[Ben] three. [pause:1s] four.\n[Anna] five.\n"
-QUICK = ["--max-frames", "24", "--chunk-size", "12", "--seed", "3"]
+QUICK = ["--max-frames", "16", "--chunk-size", "12", "--seed", "3"]
 RATE = 24_000
 
 
@@ -503,7 +503,7 @@ def test_killed_in_the_middle_it_loses_nothing():
     written("book.txt", BOOK)
     command = [sys.executable, "-m", "mlx_higgs.narrate", "book.txt", *QUICK, "--context", "1"]
     shelf, finished = Path(".book.pieces"), 0
-    for kill_at in (1, 4):
+    for kill_at in (1, 3):
         run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while len(list(shelf.glob("[0-9a-f]*.npz"))) < kill_at and run.poll() is None:
             time.sleep(0.01)

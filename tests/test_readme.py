@@ -19,6 +19,7 @@ import soundfile
 from brief_v3 import write_brief_v3
 
 from mlx_higgs import loading
+from mlx_higgs.evaluate.bandwidth import CopyBandwidth
 from mlx_higgs.models.v3 import Model
 from mlx_higgs.narrate.manuscript import read
 from mlx_higgs.pieces import Chunking
@@ -34,6 +35,8 @@ ELSEWHERE = {
     ".ci/run": "is the program that runs the tests",
     "convert/tiny.py": "needs torch: tests/test_convert_reference.py runs it",
     "convert/dump_golden.py": "needs torch: tests/test_convert_reference.py runs it",
+    "vllm-omni==": "fetches a package: tests/test_pipeline_reference.py says what of it is run",
+    "VLLM_OMNI=": "the same",
     "mx.default_device": "prints the GPU of an NVIDIA machine",
 }
 
@@ -85,6 +88,8 @@ def in_a_copy_of_the_checkout(tmp_path: Path, monkeypatch, tiny_v3: Path):
     monkeypatch.delenv("MLX_HIGGS_VOICES", raising=False)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shorten(tmp_path / "examples")
+    copied = CopyBandwidth(mlx=1.0, numpy=1.0)  # measuring it takes seconds
+    monkeypatch.setattr("mlx_higgs.evaluate.speed.copy_bandwidth", lambda _: copied)
     resolve = loading.resolve
 
     def without_the_hub(source, revision=None):

@@ -126,7 +126,7 @@ def test_the_base_may_be_quantised(tmp_path, seed):
         losses.append([float(line["loss"]) for line in log(out) if line["split"] == "train"])
     plain, quantised = losses
     assert quantised != plain
-    assert quantised == pytest.approx(plain, rel=0.05)  # measured
+    assert quantised == pytest.approx(plain, rel=0.003)  # measured up to 0.0003
 
 
 def test_a_checkpoint_without_text_head_trains_on_speech_alone(place, capsys):
