@@ -164,10 +164,14 @@ def write_checkpoint(
     if not (tokenizer := (folder / TOKENIZER).is_file()):
         note(f"{recipe.title} has no {TOKENIZER} beside it: generate with --tokenizer")
     model = build_model(config, text_head=has_text_head(source))
+    if doubt := recipe.plan.doubt(model.LEAST_BITS):
+        note(doubt)
     block = recipe.plan.config(quantizable(model, recipe.plan))
     write_json(folder / "config.json", converted_config(config, block, recipe.dtype))
     size, kept, dtype = write_talker(source, folder, recipe, bundled=bundled)
-    return Result(count(source), size, kept, dtype, bool(codec_folder), tokenizer)
+    codec = "among the weights, as it was" if bundled else "float32, in `codec/`"
+    codec = codec if codec_folder else "not included"
+    return Result(count(source), size, kept, dtype, codec, tokenizer, model.ORIGIN)
 
 
 def write_codec(source: Path, folder: Path, delay: DelayPattern) -> None:

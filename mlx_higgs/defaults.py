@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Defaults:
     words: list[str] | None = None  # what it says best
     context: int = 1  # pieces of a long text that the next one is told of; 0: never trained so
     letters: int | None = None  # of a piece of a long text, see pieces.Chunking
+    presets: Mapping[str, SamplingParams] = field(default_factory=dict)  # of its kind of model
 
     @classmethod
     def from_pretrained(cls, folder: Path, model: type[SpeechModel] | None = None) -> Defaults:
@@ -72,4 +74,17 @@ class Defaults:
         for name, value in extra.items():
             if type(value) is not EXTRAS[name] or (name in LEAST and value < LEAST[name]):
                 raise CheckpointError(f"{path}: {name} is {value!r}.")
-        return cls(sampling, **extra)
+        return cls(sampling, presets=model.PRESETS if model else {}, **extra)
+
+    def preset(self, name: str | None) -> SamplingParams:
+        """How rows are drawn by a preset; by the checkpoint's own choice for None.
+
+        Raises:
+            InputError: there is none; the message lists those there are.
+        """
+        if name is None:
+            return self.sampling
+        if name not in self.presets:
+            known = f"use {', '.join(self.presets)}" if self.presets else "this model has none"
+            raise InputError(f"There is no preset {name!r:.60}: {known}.")
+        return self.presets[name]

@@ -110,7 +110,7 @@ def fuse(
     talker = fused_talker(base, trained, dequantize=dequantize)
     with new_folder(target, force=force) as folder:
         size = _write(talker, base, folder, codec_folder, dequantize=dequantize)
-        card = _card(model, trained, target.name)
+        card = _card(talker, model, trained, target.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     note(f"{target}: {size:,} bytes of weights")
     return target
@@ -190,9 +190,9 @@ def _write(
     return save_weights(talker, folder, SHARD_LIMIT, lambda name: theirs(name, names), beside)
 
 
-def _card(model: str, adapter: Path, name: str) -> str:
+def _card(talker: Any, model: str, adapter: Path, name: str) -> str:
     from . import __version__
-    from .saving import FRONT, LICENCE, ORIGINAL, Recipe
+    from .saving import FRONT, LICENCE, Recipe
 
     recipe = Recipe(model)
     return (FRONT + ORIGIN + LICENCE).format(
@@ -201,7 +201,7 @@ def _card(model: str, adapter: Path, name: str) -> str:
         origin=recipe.title,
         adapter=adapter.resolve().name,
         version=__version__,
-        original=ORIGINAL,
+        original=talker.ORIGIN,
     )
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import Parser, add_model_options, note, run
-from .server.opening import choose_plan, load_server
+from .server.opening import checker, choose_plan, load_server
 from .speech_options import (
     add_chunk_options,
+    add_control_options,
     add_sampling_options,
     add_voice_options,
     build_request,
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m mlx_higgs.generate --text "three one four one five"
-  echo "nine two six" | python -m mlx_higgs.generate -o digits.flac
-  python -m mlx_higgs.generate --text "three one four" --stream --play
+  python -m mlx_higgs.generate --text "Hello friend, please turn the page."
+  echo "nine two six" | python -m mlx_higgs.generate -o code.flac
+  python -m mlx_higgs.generate --text "Good morning." --stream --play
   python -m mlx_higgs.generate --batch jobs.jsonl --output-dir speech
   python -m mlx_higgs.generate --model bosonai/higgs-tts-2-3b-base --quantize 8 \\
       --ref-audio clip.wav --ref-text "What the clip says." --text "Good morning."
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_input(parser)
     add_voice_options(parser)
+    add_control_options(parser)
     _add_pieces(parser)
     add_sampling_options(parser)
     _add_output(parser)
@@ -132,6 +134,7 @@ def generate(arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(1) as reader:  # no MLX in there: one thread owns it
         reading = reader.submit(check_clips, clips)
         choice = choose_plan(arguments)
+        checker(choice.folder)(request)
         server = load_server(arguments, choice)
         if clips and choice.roomy:
             server.warm_up()

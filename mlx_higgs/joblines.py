@@ -39,6 +39,12 @@ FIELDS = {  # in a line -> in the command's arguments, and what it holds
     "ref_in_system": ("ref_in_system", FLAG),
     "scene": ("scene", TEXT),
     "system": ("system", TEXT),
+    "emotion": ("emotion", TEXT),
+    "style": ("style", TEXT),
+    "speed": ("speed", TEXT),
+    "pitch": ("pitch", TEXT),
+    "expressive": ("expressive", TEXT),
+    "preset": ("preset", TEXT),
     "temperature": ("temperature", NUMBER),
     "top_p": ("top_p", NUMBER),
     "top_k": ("top_k", NUMBER),
@@ -60,6 +66,7 @@ VOICE = ("ref_audio", "ref_text", "voice")  # a line that names a voice takes no
 HASHED_APART = ("reference_audio_path", "reference_text", "voice", "seed")
 
 Make = Callable[[argparse.Namespace, str], "SpeechRequest"]
+Check = Callable[["SpeechRequest"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +98,14 @@ class JobFile:
         path: ``-`` is standard input.
         arguments: the command's, defaults of every line.
         make: arguments and a text -> the request.
+        check: raises InputError for what the model does not have.
     """
 
-    def __init__(self, path: str, arguments: argparse.Namespace, make: Make):
+    def __init__(
+        self, path: str, arguments: argparse.Namespace, make: Make, check: Check | None = None
+    ):
         self._path, self._arguments, self._make = path, arguments, make
+        self._check_kind = check
         self._folder = Path() if path == STDIN else Path(path).parent
         self._outputs: dict[str, int] = {}  # casefolded, as some disks know no case -> line
         self._voices: dict[str, str] = {}  # as named -> hash of the clips and their words
@@ -160,12 +171,14 @@ class JobFile:
         """Everything a request can be refused for without a model; returns the voice's hash.
 
         Raises:
-            InputError: a sampling option, a clip, a transcript or the name of a voice.
+            InputError: an option, a clip, a transcript or the name of a voice.
         """
         from .sampling import SamplingParams
         from .server.request import check_clips, references
 
         request.sampling(SamplingParams())
+        if self._check_kind is not None:
+            self._check_kind(request)
         asked = [request.reference_audio_path, request.reference_text, request.voice]
         if (named := _digest(asked)) not in self._voices:
             voices = references(request)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import note
-from .joblines import Job, JobFile, Make
+from .joblines import Check, Job, JobFile, Make
 from .ledger import Entry, Ledger
 from .progress import JobBar
 from .types import GenerationError, HiggsError, InputError, Speech
@@ -41,7 +41,7 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
     """
     check_options(arguments)
     problems = Problems()
-    lines = JobFile(arguments.batch, arguments, make)
+    lines = JobFile(arguments.batch, arguments, make, _checker(arguments))
     jobs = list(lines.read(problems.refuse))
     problems.check_any(jobs, arguments.batch)
     model = model_hash(arguments)
@@ -71,6 +71,14 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--play is for one text, not for a --batch.")
     if arguments.max_batch < 1:
         raise InputError(f"--max-batch is {arguments.max_batch}: it must be at least 1.")
+
+
+def _checker(arguments: argparse.Namespace) -> Check:
+    """What the model does not have, before it is loaded."""
+    from .loading import resolve
+    from .server.opening import checker
+
+    return checker(resolve(arguments.model, arguments.revision))
 
 
 def model_hash(arguments: argparse.Namespace) -> str:

@@ -76,8 +76,8 @@ class Higgs:
 
     @cached_property
     def prompts(self) -> PromptBuilder:
-        module = import_module(f".prompts.{family(self._config)}", __package__)
-        return module.PromptBuilder.from_pretrained(resolve(self.tokenizer_source or self.path))
+        source = resolve(self.tokenizer_source or self.path)
+        return prompt_class(self._config).from_pretrained(source)
 
     @cached_property
     def codec_folder(self) -> Path:
@@ -92,6 +92,11 @@ class Higgs:
     @cached_property
     def defaults(self) -> Defaults:
         return Defaults.from_pretrained(self.path, type(self.talker))
+
+
+def prompt_class(config: dict) -> Any:
+    """What builds the prompts (a PromptBuilder) of the talker a config describes."""
+    return import_module(f".prompts.{family(config)}", __package__).PromptBuilder
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:

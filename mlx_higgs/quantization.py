@@ -96,6 +96,15 @@ class Plan:
         )
         return cls(audio, text)
 
+    def doubt(self, least: int) -> str:
+        """What a person should know if less than ``least`` bits are left of what speaks; or ""."""
+        if self.audio is None or self.audio.bits >= least:
+            return ""
+        return (
+            f"warning: with {self.audio.bits} bits this model is known to miss the end of its "
+            f"speech: {least} or more are safer, 8 are the usual choice"
+        )
+
     @property
     def name(self) -> str:
         """As ``parse`` reads it."""

@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import __version__
+from .models.base import Origin
 from .quantization import Plan, Quantization
 from .types import InputError
 from .weights import INDEX
@@ -37,8 +38,8 @@ tags:
 LICENCE = """
 ## Licence
 
-These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's Higgs
-Audio 2 is under the [Boson Higgs Audio 2 Community License](https://huggingface.co/{original}).
+These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's
+{original.name} is under the [{original.licence}](https://huggingface.co/{original.repos[0]}).
 """
 CARD = (
     FRONT
@@ -66,7 +67,6 @@ python -m mlx_higgs.generate --model PATH --text "Good morning."
 """
     + LICENCE
 )
-ORIGINAL = "bosonai/higgs-tts-2-3b-base"  # its repository holds the licence
 SHARD_LIMIT = 5_000_000_000  # bytes in one weight file, the hub's custom
 TOKENIZER = "tokenizer.json"
 COPIED = (  # beside the weights: what the prompts and other loaders read, and the licence
@@ -278,8 +278,9 @@ class Result:
     size: int  # bytes
     kept: list[str]  # modules that could be quantised and are not
     dtype: str  # theirs
-    codec: bool
+    codec: str  # how and where
     tokenizer: bool
+    original: Origin
 
     @property
     def bits(self) -> float:
@@ -306,7 +307,7 @@ def model_card(name: str, recipe: Recipe, result: Result) -> str:
         quantized=recipe.describe(),
         dtype=result.dtype,
         kept=", ".join(result.kept) if recipe.quantize else "all",
-        codec="float32, in `codec/`" if result.codec else "not included",
+        codec=result.codec,
         tokenizer="included" if result.tokenizer else "not included",
-        original=ORIGINAL,
+        original=result.original,
     )

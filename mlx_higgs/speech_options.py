@@ -23,7 +23,7 @@ def add_voice_options(parser: argparse.ArgumentParser) -> None:
         "--ref-text",
         action="append",
         metavar="WORDS",
-        help="the clip's exact words (default: CLIP.txt beside it)",
+        help='the clip\'s exact words (default: CLIP.txt beside it; "": none, for Higgs v3)',
     )
     group.add_argument(
         "--voice",
@@ -38,8 +38,24 @@ def add_voice_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system", help="the whole system turn")
 
 
+def add_control_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "control tags of the whole text (of models that have them; see docs/controls.md)"
+    )
+    group.add_argument("--emotion", metavar="NAME", help="as anger, relief or sadness")
+    group.add_argument("--style", metavar="NAME", help="as singing, shouting or whispering")
+    group.add_argument("--speed", metavar="NAME", help="as very_slow, slow, fast or very_fast")
+    group.add_argument("--pitch", metavar="NAME", help="as low or high")
+    group.add_argument("--expressive", metavar="NAME", help="as low or high")
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling (default: the checkpoint's)")
+    group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="reference: as the model's reference implementation draws; the options below win",
+    )
     group.add_argument("--temperature", type=float, help="0 takes the most likely code")
     group.add_argument(
         "--top-p", type=float, help="draw from the likeliest codes that make up this share"
@@ -118,6 +134,12 @@ def build_request(arguments: argparse.Namespace, text: str) -> SpeechRequest:
         references_in_system=arguments.ref_in_system,
         scene=arguments.scene,
         system=arguments.system,
+        emotion=arguments.emotion,
+        style=arguments.style,
+        speed=arguments.speed,
+        pitch=arguments.pitch,
+        expressive=arguments.expressive,
+        preset=arguments.preset,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         top_k=arguments.top_k,

@@ -52,6 +52,7 @@ _PHRASES = {
 _ENDINGS = (".", "!", "?", ",", ";", '"', "'", "</SE_e>", "</SE>")
 
 _SPEAKER = re.compile(r"\[(SPEAKER\d+)\]")
+_CONTROL = re.compile(r"<\|\w+:\w+\|> *")
 _SOUND = re.compile(r"\[(?!SPEAKER\d+\])[^\[\]\n]+\]")
 
 # Frames (1/25 s) allowed for one character: about twice the slowest natural speech.
@@ -104,8 +105,16 @@ def speaker_tags(text: str) -> list[str]:
 
 
 def is_blank(text: str) -> bool:
-    """True if ``text`` holds nothing to say: no letter and no digit outside its speaker tags."""
-    return not any(char.isalnum() for char in _SPEAKER.sub("", text))
+    """True if ``text`` holds nothing to say: no letter and no digit outside its tags.
+
+    Those are ``[SPEAKER0]`` and ``<|emotion:awe|>``, of whatever names.
+    """
+    return not any(char.isalnum() for char in _SPEAKER.sub("", _CONTROL.sub("", text)))
+
+
+def without_controls(text: str) -> str:
+    """A text as it is read by people: without its control tags (``<|style:singing|>``)."""
+    return _CONTROL.sub("", text).strip()
 
 
 def frame_cap(text: str) -> int:

@@ -1,93 +1,15 @@
-"""The schedule: what is sent when, beside the rules of vLLM's adapter, spelled out here."""
+"""The schedule: what is sent when. test_pipeline.py has vLLM-Omni's own hand-overs beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
-import mlx.core as mx
-import numpy as np
 import pytest
 
-from mlx_higgs.delay import DelayPattern, RowReverter
 from mlx_higgs.delivery import ALL, EXACT, LOW, STEADY, WHOLE, Delivery, Payload, Schedule, choose
 from mlx_higgs.types import InputError
 
-V3 = DelayPattern(num_codebooks=8, bos_id=1024, eos_id=1025)  # its rows are counted by vLLM
-DELAY = V3.num_codebooks - 1
-
-
-class Message(NamedTuple):
-    """What the talker's stage sends to the codec's: after which row, and what."""
-
-    row: int
-    codes: list
-    left: int
-    right: int
-    finished: bool
-
-
-def adapter(rows: np.ndarray, first: int, chunk: int, left: int, hold: int) -> Iterator[Message]:
-    """vLLM's rules for one request, with a row more than there are frames and ramps."""
-    emitted = 0
-    for count in range(1, len(rows) + 1):
-        finished = count == len(rows)
-        total, held = max(0, count - DELAY), 0 if finished else hold
-        target = max(0, total - held)
-        pending = target - emitted
-        need = first if emitted == 0 and 0 < first < chunk else chunk
-        if not finished and pending < need:
-            continue
-        if pending <= 0:
-            if finished:
-                yield Message(count, [], 0, 0, True)
-            continue
-        context = min(left, emitted)
-        window = rows[emitted - context : min(target + held + DELAY, count)]
-        codes = [[window[t + k][k] for k in range(8)] for t in range(len(window) - DELAY)]
-        codes = [[code if code < 1024 else 0 for code in frame] for frame in codes]
-        if finished:
-            codes, pending = codes[:-1], pending - 1
-        yield Message(count, codes, context, held, finished)
-        emitted += pending
-
-
-def ours(rows: np.ndarray, delivery: Delivery) -> Iterator[Message]:
-    reverter, schedule, frames = RowReverter(V3), Schedule(delivery, context=10), []
-    for count, row in enumerate(rows, start=1):
-        frames += reverter.push(row).tolist()
-        payload = schedule.next(len(frames), finished=count == len(rows))
-        if payload is not None:
-            codes = frames[payload.frames]
-            yield Message(count, codes, payload.left, payload.right, payload.finished)
-
-
-def vllm_rows(seed: int, frames: int) -> np.ndarray:
-    """So many frames with their ramps, and the row that says the end once more."""
-    codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8))
-    rows = np.array(V3.apply(mx.array(codes)))
-    return np.concatenate([rows, np.full((1, 8), V3.eos_id, np.int32)])
-
-
-@pytest.mark.parametrize(
-    "numbers", [(1, 25, 25, 4), (1, 25, 10, 10), (5, 12, 0, 0), (25, 25, 8, 4)]
-)
-def test_windows_are_handed_off_as_vllm_does(seed: int, numbers: tuple):
-    first, chunk, left, hold = numbers
-    delivery = Delivery(first, chunk, chunk, left=left, right=hold)
-    for frames in range(1, 131):
-        rows = vllm_rows(seed + frames, frames)
-        expected = list(adapter(rows, first, chunk, left, hold))
-        assert [m for m in ours(rows, delivery) if m.codes] == [m for m in expected if m.codes]
-        assert sum(m.finished for m in ours(rows, delivery)) == 1
-
-
-def test_vllms_own_numbers():
-    """What its adapter was seen to do: rows 12, 37, 62, 87 and the end, of 100 frames."""
-    sent = list(ours(vllm_rows(0, 100), Delivery(1, 25, 25, left=25, right=4)))
-    assert [m.row for m in sent] == [12, 37, 62, 87, 108]
-    assert [len(m.codes) - m.left - m.right for m in sent] == [1, 25, 25, 25, 24]
+DELAY = 7  # rows, of 8 codebooks
 
 
 @pytest.mark.parametrize(

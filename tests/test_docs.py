@@ -27,10 +27,12 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SMALLER = {
     r"bosonai/\S+": "demo",
     r"--limit \d+": "--limit 1",
-    r"--resume": "--resume --iters 3",
-    r"(?m)^iters: \d+": "iters: 2",
+    r"--resume": "--resume --iters 2",
+    r"(?m)^iters: \d+": "iters: 1",
+    r"grad_accumulation_steps: \d+": "grad_accumulation_steps: 1",
+    r"(?m)^quantize: \d+.*": "",  # slow in 16 bits on a CPU; test_train_loop.py trains with it
 }
-WORDS = ("one two three", "four five six", "seven eight", "nine one two")
+WORDS = ("one", "four five", "seven", "nine")
 
 
 def blocks(language: str) -> list[str]:
@@ -50,7 +52,7 @@ def write_recordings(folder: Path) -> None:
     folder.mkdir()
     wave = audio.read_reference(ROOT / "examples" / "voice_prompts" / "en_woman.wav")
     for index in range(10):
-        audio.write(folder / f"{index:03}.wav", wave[index * 9_600 :][:24_000], 24_000)
+        audio.write(folder / f"{index:03}.wav", wave[index * 9_600 :][:9_600], 24_000)
         (folder / f"{index:03}.txt").write_text(WORDS[index % len(WORDS)])
 
 
@@ -74,8 +76,8 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch):
     assert Path("voice.wav").is_file()
     assert {path.name for path in Path("my_voice").iterdir()} >= {
         *re.findall(r"^\| `([a-z_]+\.\w+)` \|", PAGE, re.MULTILINE),
-        "0000002_adapters.safetensors",
-        "0000002.wav",
+        "0000001_adapters.safetensors",
+        "0000001.wav",
         "log.csv",
         "loss.png",
     }

@@ -9,7 +9,7 @@ pytest.importorskip("schemathesis")
 
 
 def test_harm_is_refused_and_nothing_breaks(seed):
-    tally = fuzz(200, seed)
+    tally = fuzz(120, seed)
     assert not tally.complaints, "\n".join(tally.complaints[:5])
-    assert tally.total >= 200
-    assert tally.statuses["400"] > 50
+    assert tally.total >= 120
+    assert tally.statuses["400"] > 25

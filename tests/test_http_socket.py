@@ -397,13 +397,13 @@ def test_hostile_messages_are_refused_and_harm_nothing(library, raw):
         assert sound(client.say("One.")) == samples(tone(worker.requests[0].seed))
 
 
-def test_limits(library, monkeypatch):
-    monkeypatch.setattr(socket_api, "CONFIG_SECONDS", 0.2)
-    monkeypatch.setattr(socket_api, "IDLE_SECONDS", 0.3)
-    monkeypatch.setattr(socket_api, "MAX_WAITING", 1000)
-    with talking(StubWorker(), library) as client:
-        assert client.error()["code"] == "timeout"
-        assert client.ended() == socket_api.POLICY
+def test_who_says_nothing_is_not_waited_for(library, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(socket_api, "CONFIG_SECONDS", 0.2)
+        with talking(StubWorker(), library) as client:
+            assert client.error()["code"] == "timeout"
+            assert client.ended() == socket_api.POLICY
+    monkeypatch.setattr(socket_api, "IDLE_SECONDS", 0.6)
     with talking(StubWorker(), library, {}) as client:
         assert client.error()["code"] == "timeout"
         assert client.ended() == socket_api.POLICY
@@ -411,9 +411,13 @@ def test_limits(library, monkeypatch):
     with talking(StubWorker(held=go), library, PCM) as client:
         client.send("input.text", text="One.")
         client.send("input.done")
-        time.sleep(0.7)  # nobody is idle while something is being said
+        time.sleep(1.0)  # nobody is idle while something is being said
         go.set()
         assert kinds(client.heard())[-1] == "session.done"
+
+
+def test_limits(library, monkeypatch):
+    monkeypatch.setattr(socket_api, "MAX_WAITING", 1000)
     with talking(StubWorker(), library, {}) as client:
         client.send("input.text", text="x" * 1001)
         assert client.error()["code"] == "too_large"

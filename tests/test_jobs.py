@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,7 @@ def test_a_long_file_takes_little_memory_a_line():
     write(*({"text": f"sentence number {i}, of some length"} for i in range(lines)))
     arguments = build_parser().parse_args(BATCH)
     size = Path("jobs.jsonl").stat().st_size / lines
+    next(iter(JobFile("jobs.jsonl", arguments, build_request).read(pytest.fail)))  # imports
     tracemalloc.start()
     file = JobFile("jobs.jsonl", arguments, build_request)
     kept = list(file.read(pytest.fail))
@@ -731,13 +733,17 @@ def test_kill_9_then_the_same_command_gives_the_same_files(seed: int):
     write(*({"id": f"n{i}", "text": WORDS[i]} for i in range(5)))
     options = ["--seed", str(seed), "--max-batch", "1", "--max-frames", "25"]
     command = [sys.executable, "-m", "mlx_higgs.generate", *BATCH, *options]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert first.stdout is not None
-    first.stdout.readline()
-    time.sleep(random.Random(seed).random() * 0.3)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    made = [path for path in Path("D").iterdir() if path.suffix == ".wav"]
+    for _ in range(10):  # on a busy machine it may be done before we are told
+        shutil.rmtree("D", ignore_errors=True)
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert first.stdout is not None
+        first.stdout.readline()
+        time.sleep(random.Random(seed).random() * 0.3)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        made = [path for path in Path("D").iterdir() if path.suffix == ".wav"]
+        if len(made) < 5:
+            break
     assert 1 <= len(made) < 5
     assert all(soundfile.info(path).frames for path in made)
     done = subprocess.run(command, capture_output=True, text=True)

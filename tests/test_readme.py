@@ -1,6 +1,7 @@
 """Everything in README and docs that looks like a command or code runs.
 
-A hub name stands for the real weights, which no test has: the bundled demo takes its place.
+A hub name stands for the real weights, which no test has: the bundled demo takes its place, and a
+random checkpoint that of v3.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
+from brief_v3 import write_brief_v3
 
 from mlx_higgs import loading
+from mlx_higgs.models.v3 import Model
+from mlx_higgs.narrate.manuscript import read
+from mlx_higgs.pieces import Chunking
 
 ROOT = Path(__file__).parent.parent
+SECONDS = 4.0  # of each voice's clip
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Blocks that .ci/run runs in fresh environments, and lines that need what no test has.
@@ -33,11 +40,31 @@ ELSEWHERE = {
 
 def blocks(language: str) -> list:
     found = []
+    seen = set()
     for page in PAGES:
         for index, (name, body) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
-            if name == language:
+            if name == language and body not in seen:
                 found.append(pytest.param(body, id=f"{page.name}-{index}"))
+                seen.add(body)
     return found
+
+
+def shorten(examples: Path) -> None:
+    """The same files with less to say and to hear."""
+    (examples / "dialogue.txt").write_text("[Alice] one.\n\n[Bob] [pause:500ms] two.\n")
+    (examples / "book.md").write_text("# one\n\n# two\n\nthree.\n")
+    for clip in (examples / "voice_prompts").glob("*.wav"):
+        wave, rate = soundfile.read(clip)
+        words = clip.with_suffix(".txt").read_text(encoding="utf-8").split()
+        kept = int(SECONDS * rate)
+        soundfile.write(clip, wave[:kept], rate)
+        clip.with_suffix(".txt").write_text(" ".join(words[: len(words) * kept // len(wave)]))
+
+
+def test_the_example_is_a_book():
+    manuscript = read(ROOT / "examples" / "book.md", Chunking())
+    assert len(manuscript.titles) > 1
+    assert len(manuscript.pieces) > len(manuscript.titles)
 
 
 def lines(block: str) -> list[str]:
@@ -45,16 +72,24 @@ def lines(block: str) -> list[str]:
     return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
+@pytest.fixture(scope="session")
+def tiny_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_brief_v3(tmp_path_factory.mktemp("v3") / "v3", seed=1)
+
+
 @pytest.fixture(autouse=True)
-def in_a_copy_of_the_checkout(tmp_path: Path, monkeypatch):
+def in_a_copy_of_the_checkout(tmp_path: Path, monkeypatch, tiny_v3: Path):
     """A folder with what the pages refer to; hub names are the demo; the user's voices are none."""
     for home in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(home, str(tmp_path / home.lower()))
     monkeypatch.delenv("MLX_HIGGS_VOICES", raising=False)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shorten(tmp_path / "examples")
     resolve = loading.resolve
 
     def without_the_hub(source, revision=None):
+        if source in Model.ORIGIN.repos:
+            return resolve(tiny_v3)
         hub = isinstance(source, str) and source.startswith("bosonai/")
         return resolve("demo" if hub else source, revision)
 

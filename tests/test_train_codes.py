@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +240,7 @@ def test_two_processes_share_it(tmp_path, codec, seed):
     assert codec.encoded == 0
 
 
-def test_thousands_of_clips_open_in_a_moment(tmp_path, codec, clip):
+def test_thousands_of_clips_open_in_a_moment(tmp_path, codec, clip, monkeypatch):
     """A data set that has been seen costs a look at each file, not its decoding."""
     codes = cache(tmp_path / "codes", codec)
     clips = [Clip(clip.path, number / 10_000, 0.2) for number in range(2000)]
@@ -250,10 +249,9 @@ def test_thousands_of_clips_open_in_a_moment(tmp_path, codec, clip):
     for each in clips:
         codes._write("replace into clips values (?, ?)", (codes._seen(each), key))
     codes.close()
-    started = time.perf_counter()
+    monkeypatch.setattr("mlx_higgs.train.data.codes.read_clip", pytest.fail)
     codes = cache(tmp_path / "codes", codec)
     assert all(len(codes.codes(each)) == 125 for each in clips)
-    assert time.perf_counter() - started < 2.0  # 0.1 measured; decoding alone would take longer
     assert codec.encoded == 0
 
 

@@ -110,6 +110,25 @@ def test_an_adapter_of_a_run_is_mlx_lms(place):
     assert model.layers[0].self_attn.q_proj.scale == 4.0
 
 
+def test_the_base_may_be_quantised(tmp_path, seed):
+    """Only the adapter learns; 8 bits round the loss, and little."""
+    place = setting(tmp_path, seed, hidden_size=64, intermediate_size=64, head_dim=32)
+    parameters = "lora_parameters: {rank: 3, scale: 4.0, keys: [self_attn.q_proj]}\n"
+    losses = []
+    for name, base in (("plain", ""), ("quantised", "quantize: 8\ngrad_checkpoint: true\n")):
+        (place.data / "c.yaml").write_text(parameters + base)
+        more = ("--iters", 2, "--steps-per-report", 1, "--seed", 0)
+        assert run(place, "-c", place.data / "c.yaml", *more, out=name) == 0
+        out = place.out.with_name(name)
+        saved = mx.load(str(out / "adapters.safetensors"))
+        assert {key.rpartition(".")[2] for key in saved} == {"lora_a", "lora_b"}
+        assert all(mx.any(array).item() for key, array in saved.items() if "lora_b" in key)
+        losses.append([float(line["loss"]) for line in log(out) if line["split"] == "train"])
+    plain, quantised = losses
+    assert quantised != plain
+    assert quantised == pytest.approx(plain, rel=0.05)  # measured
+
+
 def test_a_checkpoint_without_text_head_trains_on_speech_alone(place, capsys):
     path = place.model / "model.safetensors"
     kept = {k: v for k, v in mx.load(str(path)).items() if "text_lm_head" not in k}

@@ -37,7 +37,10 @@ class TinySpeaker:
 
     def __init__(self, seed: int):
         codec = SimpleNamespace(hop=HOP, decoder=lambda: SimpleNamespace(lookahead_samples=0))
-        self.higgs = SimpleNamespace(model=tiny_model(seed), codec=codec, defaults=Defaults())
+        prompts = SimpleNamespace(NEEDS_WORDS=True)
+        self.higgs = SimpleNamespace(
+            model=tiny_model(seed), codec=codec, defaults=Defaults(), prompts=prompts
+        )
         self.before: Callable[[SpeechRequest], None] = lambda request: None
         self.threads: set[int] = set()
         self.made: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
@@ -14,6 +15,20 @@ from ..sampling import SamplingParams
 from ..types import Prompt
 from .cache import KVCache
 from .layers import Cache
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where published weights are, and what holds for what is made of them.
+
+    Args:
+        licence: its name; its words are in the repository.
+        repos: names on the hub, today's first.
+    """
+
+    name: str
+    licence: str
+    repos: tuple[str, ...]
 
 
 class SpeechModel(Protocol):
@@ -29,6 +44,8 @@ class SpeechModel(Protocol):
     SAMPLING: ClassVar[SamplingParams]  # what a checkpoint that says nothing prefers
     PRESETS: ClassVar[Mapping[str, SamplingParams]]  # by name, whatever the checkpoint says
     NORMALIZE: ClassVar[bool]  # whether it was trained on normalised texts
+    ORIGIN: ClassVar[Origin]
+    LEAST_BITS: ClassVar[int]  # of what speaks: with fewer, its speech is known to suffer
 
     args: Any
     layers: list[nn.Module]

@@ -16,6 +16,7 @@ import numpy as np
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
 from ..types import CheckpointError, InputError, Prompt
+from .base import Origin
 from .cache import KVCache
 from .config import check_fixed, check_sizes
 from .layers import MLP, Attention, AttentionArgs, Cache, Route
@@ -227,6 +228,12 @@ class Model(nn.Module):
     TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     SAMPLING, NORMALIZE = SamplingParams(), True
+    ORIGIN = Origin(
+        "Higgs Audio 2",
+        "Boson Higgs Audio 2 Community License",
+        ("bosonai/higgs-tts-2-3b-base", "bosonai/higgs-audio-v2-generation-3B-base"),
+    )
+    LEAST_BITS = 0  # nothing is known
     # generation_config.json of the published checkpoint, and Boson's generation.py
     PRESETS: ClassVar[dict[str, SamplingParams]] = {
         "reference": SamplingParams(

@@ -18,6 +18,7 @@ from ..codec.checkpoint import BUNDLED
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
 from ..types import CheckpointError, Prompt
+from .base import Origin
 from .cache import KVCache
 from .config import check_fixed, check_sizes
 from .layers import MLP, Attention, AttentionArgs, Cache
@@ -159,6 +160,12 @@ class Model(nn.Module):
         "reference": SamplingParams(temperature=1.0, top_p=1.0, top_k=0, ras_window=0)
     }
     NORMALIZE = False  # it was trained on texts as people write them
+    ORIGIN = Origin(
+        "Higgs Audio v3",
+        "Boson Higgs Audio v3 Research and Non-Commercial License",
+        ("bosonai/higgs-tts-3-4b", "bosonai/higgs-audio-v3-tts-4b"),
+    )
+    LEAST_BITS = 5  # users of 4 report speech that never ends
 
     def __init__(self, args: ModelArgs):
         super().__init__()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..cli import Parser, add_model_options, note, run
 from ..speech_options import (
     add_chunk_options,
+    add_control_options,
     add_sampling_options,
     add_voice_options,
     chunking,
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(group, "demo")
     group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
     add_voice_options(parser)
+    add_control_options(parser)
     parser.add_argument(
         "--cast",
         action="append",
@@ -116,6 +118,8 @@ def narrate(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: nothing could be done. Doubtful: some of what was said may be wrong.
     """
+    from ..loading import resolve
+    from ..server.opening import checker
     from .cast import read_cast, roles
     from .manuscript import read
     from .shelf import Shelf
@@ -126,6 +130,7 @@ def narrate(arguments: argparse.Namespace) -> None:
     script = True if arguments.script is None and cast else arguments.script
     manuscript = read(arguments.file, chunks, script=script, names=cast)
     speakers = roles(arguments, cast, manuscript.names)
+    checker(resolve(arguments.model, arguments.revision))(speakers[""].request)
     volumes, chapters, binding = _plan(arguments, manuscript, chunks)
     model = computed_by(arguments)
     with Shelf(shelf_path(_output(arguments), arguments.output_dir)) as shelf:

@@ -16,6 +16,7 @@ from .. import audio
 from ..joints import faded
 from ..loudness import gain, loudness_of, true_peak
 from ..pieces import Piece
+from ..text import without_controls
 from ..types import SAMPLE_RATE, InputError
 from .shelf import Kept, Shelf
 from .subtitles import Cue
@@ -57,7 +58,12 @@ class Layout:
     def cues(self) -> list[Cue]:
         """A subtitle for each piece that can be heard."""
         return [
-            Cue(start / self.rate, stop / self.rate, part.piece.text, part.piece.speaker)
+            Cue(
+                start / self.rate,
+                stop / self.rate,
+                without_controls(part.piece.text),
+                part.piece.speaker,
+            )
             for part, start, stop in self.places
             if stop > start
         ]

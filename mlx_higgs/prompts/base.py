@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..types import Audio, Profile, Prompt, Text, Voice
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 class PromptBuilder(Protocol):
     """Texts and voices -> the prompt that asks for them to be spoken."""
+
+    NEEDS_WORDS: ClassVar[bool]  # whether a clip is cloned with its transcript only
+
+    @classmethod
+    def check_controls(cls, controls: Mapping[str, str]) -> None:
+        """Raises InputError for a control, or a value of one, that this model does not have."""
+        ...
 
     def build(
         self,
@@ -24,6 +31,7 @@ class PromptBuilder(Protocol):
         references_in_system: bool = False,
         history: Iterable[tuple[str, mx.array]] = (),
         speakers: Sequence[str] | None = None,
+        controls: Mapping[str, str] | None = None,
     ) -> Prompt:
         """Raises InputError for what the model does not have, CheckpointError for its tokenizer."""
         ...

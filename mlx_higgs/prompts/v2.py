@@ -11,11 +11,11 @@ Control tokens in the texts of a caller are read as ordinary characters, except 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from tokenizers import Tokenizer
 
@@ -74,6 +74,8 @@ class Turn:
 class PromptBuilder:
     """Builds the prompts of one checkpoint; token ids come from its tokenizer, by name."""
 
+    NEEDS_WORDS: ClassVar[bool] = True
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
 
@@ -92,6 +94,15 @@ class PromptBuilder:
         """
         return cls(read_tokenizer(folder))
 
+    @classmethod
+    def check_controls(cls, controls: Mapping[str, str]) -> None:
+        """Raises InputError if there are any: this model knows none."""
+        if controls:
+            raise InputError(
+                f"This model has no control tags: leave {', '.join(controls)} out, or describe how "
+                "it is spoken in a scene or a profile."
+            )
+
     def build(
         self,
         text: str,
@@ -102,6 +113,7 @@ class PromptBuilder:
         references_in_system: bool = False,
         history: Iterable[tuple[str, mx.array]] = (),
         speakers: Sequence[str] | None = None,
+        controls: Mapping[str, str] | None = None,
     ) -> Prompt:
         """The prompt that asks for ``text`` to be spoken.
 
@@ -116,6 +128,7 @@ class PromptBuilder:
             history: what was generated before, oldest first: pairs of text and codes ``[T, K]``.
             speakers: for smart voice, the tags of the whole text if ``text`` is only a piece of
                 it; with two or more, feminine and masculine voices alternate.
+            controls: v3's; none but None is accepted.
 
         Raises:
             InputError: nothing to say, or arguments that contradict each other.
@@ -125,6 +138,7 @@ class PromptBuilder:
             raise InputError(
                 f"There is nothing to say in {text[:60]!r}: it has no letter and no digit."
             )
+        self.check_controls(controls or {})
         in_system = references_in_system or any(isinstance(voice, Profile) for voice in voices)
         if in_system and not voices:
             raise InputError("References in the system turn need at least one voice.")

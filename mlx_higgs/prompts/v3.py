@@ -15,16 +15,16 @@ Control tokens in the texts of a caller are read as ordinary characters, except 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tokenizers import Tokenizer
 
 from ..text import is_blank
 from ..types import Audio, CheckpointError, InputError, Profile, Prompt, Text, Voice
-from .tags import TAGS, arrange
+from .tags import TAGS, arrange, tag
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Turn:
 class PromptBuilder:
     """Builds the prompts of one checkpoint; token ids come from its tokenizer, by name."""
 
+    NEEDS_WORDS: ClassVar[bool] = False  # though they help
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
 
@@ -64,6 +66,12 @@ class PromptBuilder:
         """
         return cls(read_tokenizer(folder, all_special=True))
 
+    @classmethod
+    def check_controls(cls, controls: Mapping[str, str]) -> None:
+        """Raises InputError for a value without a tag; the message lists those there are."""
+        for control, value in controls.items():
+            tag(control, value)
+
     def build(
         self,
         text: str,
@@ -74,6 +82,7 @@ class PromptBuilder:
         references_in_system: bool = False,
         history: Iterable[tuple[str, mx.array]] = (),
         speakers: Sequence[str] | None = None,
+        controls: Mapping[str, str] | None = None,
     ) -> Prompt:
         """The prompt that asks for ``text`` to be spoken.
 
@@ -82,10 +91,12 @@ class PromptBuilder:
             voices: clips to clone, with or without their transcripts; without any, the model draws
                 a voice each time.
             history: what was generated before, oldest first: pairs of text and codes ``[T, K]``.
+            controls: ``tags.CONTROLS`` by name; they hold for ``history`` as well, which was said
+                so. A sentence with a tag of its own keeps that.
             scene, system, references_in_system, speakers: v2's; None and False alone are accepted.
 
         Raises:
-            InputError: nothing to say, an unknown tag, or something this model does not have.
+            InputError: nothing to say, an unknown tag or value, something this model lacks.
             CheckpointError: the tokenizer lacks a tag that the text has.
         """
         if is_blank(text):
@@ -100,8 +111,8 @@ class PromptBuilder:
         for voice in voices:
             parts += self._reference(voice)
         for said, codes in history:
-            parts += [*self._text(said), Audio(codes)]
-        return merged([*parts, *self._text(text)])
+            parts += [*self._text(said, controls), Audio(codes)]
+        return merged([*parts, *self._text(text, controls)])
 
     def turn(
         self, role: str, parts: Sequence[str | mx.array], recipient: str | None = None
@@ -151,8 +162,8 @@ class PromptBuilder:
             said = [self._marker(REF_TEXT), self._words(transcript.strip())]
         return [*said, self._marker(REF_AUDIO)]
 
-    def _text(self, text: str) -> Prompt:
-        return [self._marker(TEXT), self._words(arrange(text)), self._marker(AUDIO)]
+    def _text(self, text: str, controls: Mapping[str, str] | None = None) -> Prompt:
+        return [self._marker(TEXT), self._words(arrange(text, controls)), self._marker(AUDIO)]
 
     def _marker(self, token: str) -> Text:
         return Text([self._tokens.id(token)])

@@ -36,7 +36,7 @@ from ..types import (
     SpeechChunk,
     Voice,
 )
-from ..voices import Reference, reference
+from ..voices import Reference, no_transcript, reference
 from .batching import run_together
 from .job import SpeechJob
 from .request import SpeechRequest, check_clips, fit, references, spelled_out
@@ -115,12 +115,14 @@ class HiggsAudioServer:
         """Encode a clip once; it is the voice of every later request that names none.
 
         Args:
-            text: the clip's exact words; None reads ``CLIP.txt`` beside it.
+            text: the clip's exact words; None reads ``CLIP.txt`` beside it; "" is none.
 
         Raises:
             InputError: the clip or its transcript cannot be used.
         """
-        voice = self._encode(reference(path, text))
+        clip = reference(path, text, wordless=True)
+        self._check_words([clip])
+        voice = self._encode(clip)
         self._release_encoder()
         self._prepared = [voice]
         return voice
@@ -204,7 +206,7 @@ class HiggsAudioServer:
         The work on the text begins when the job is iterated, or when its turn comes in ``batch``.
         """
         started = time.perf_counter()
-        params = request.sampling(self.higgs.defaults.sampling)
+        params = request.sampling(self.higgs.defaults.preset(request.preset))
         prompt, text = self._prompt(request)
         params = fit(params, request, text, prompt, self.higgs.talker.delay)
         join = partial(Rows, self.higgs.model) if batch is None else batch.join
@@ -259,6 +261,7 @@ class HiggsAudioServer:
             references_in_system=request.references_in_system,
             history=[(read(said), codes) for said, codes in request.history],
             speakers=request.speakers,
+            controls=request.controls,
         )
         return prompt, text
 
@@ -268,9 +271,17 @@ class HiggsAudioServer:
             check_clips(asked)
             warnings.warn("This checkpoint cannot clone: the voice is left out.", stacklevel=4)
             return []
+        if not request.references_in_system:
+            self._check_words(asked)
         voices = [self._encode(v) if isinstance(v, Reference) else v for v in asked]
         self._release_encoder()
         return voices
+
+    def _check_words(self, asked: Iterable[Reference | Voice | Profile]) -> None:
+        """Raises InputError for a clip without its transcript, if this model needs it."""
+        wordless = [v for v in asked if isinstance(v, Reference) and not v.transcript]
+        if wordless and self.higgs.prompts.NEEDS_WORDS:
+            raise no_transcript(wordless[0].path)
 
     def _encode(self, clip: Reference) -> Voice:
         wave = clip.wave

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import note
@@ -10,6 +12,7 @@ from ..cli import note
 if TYPE_CHECKING:
     from ..footprint import Choice
     from .engine import HiggsAudioServer
+    from .request import SpeechRequest
 
 
 def choose_plan(
@@ -69,8 +72,34 @@ def load_server(
         quantize=choice.plan,
         read_now=False,
     )
+    if doubt := choice.plan.doubt(higgs.talker.LEAST_BITS):
+        note(doubt)
     return HiggsAudioServer(
         higgs,
         voice_cache=None if arguments.no_voice_cache else AUTO,
         keep_encoder=many_clips and choice.roomy,
     )
+
+
+def checker(folder: Path) -> Callable[[SpeechRequest], None]:
+    """Refuses, without loading it, requests for what this kind of model does not have.
+
+    What it returns raises InputError for a control or a preset.
+
+    Raises:
+        CheckpointError: the folder is no talker's.
+    """
+    from ..defaults import Defaults
+    from ..loading import prompt_class
+    from ..models import get_model_classes
+    from ..weights import read_json
+
+    config = read_json(folder / "config.json")
+    prompts = prompt_class(config)
+    defaults = Defaults.from_pretrained(folder, get_model_classes(config)[0])
+
+    def check(request: SpeechRequest) -> None:
+        prompts.check_controls(request.controls)
+        request.sampling(defaults.preset(request.preset))
+
+    return check

@@ -24,6 +24,7 @@ Method = TypeVar("Method", bound=Callable)
 Clips = str | os.PathLike | Sequence[str | os.PathLike]
 MAX_POSITIONS = 8192  # what the reference serves; prompt and speech share them
 PROFILE = "profile:"
+CONTROLS = ("emotion", "style", "speed", "pitch", "expressive")  # fields of a request
 CHARACTERS_PER_SECOND = 40.0  # faster than anybody speaks
 
 
@@ -34,12 +35,17 @@ class SpeechRequest:
     Args:
         target_text: what to say; ``[SPEAKER0]`` tags change the speaker.
         reference_audio_path: a clip to clone, or several (SPEAKER0 first).
-        reference_text: their exact words; None reads ``CLIP.txt`` beside each clip.
+        reference_text: their exact words; None reads ``CLIP.txt`` beside each clip; "" is none,
+            for models that clone without.
         voice: names, ``Voice`` or ``Reference`` objects, or ``profile:DESCRIPTION``; after the
             clips above.
         references_in_system: put the clips into the system turn, without transcripts.
         scene: where it is spoken; "" for none.
         system: the whole system turn instead of the one made from the scene.
+        emotion, style, speed, pitch, expressive: control tags for the whole text, by name
+            (``emotion="anger"``, ``speed="slow"``), where the model has them; "" for none. A
+            sentence with a tag of its own keeps that.
+        preset: how rows are drawn where the fields below leave it open, ``reference`` for one.
         max_new_frames: rows at most, 25 a second.
         ras_win_len, ras_max_repeat: repetition-aware sampling; a window of 0 switches it off.
         history: what was said before, oldest first: pairs of text and codes ``[T, K]``.
@@ -58,6 +64,12 @@ class SpeechRequest:
     references_in_system: bool = False
     scene: str | None = None
     system: str | None = None
+    emotion: str | None = None
+    style: str | None = None
+    speed: str | None = None
+    pitch: str | None = None
+    expressive: str | None = None
+    preset: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -77,6 +89,15 @@ class SpeechRequest:
         if is_blank(self.target_text):
             raise InputError(f"There is nothing to say in the text {self.target_text[:60]!r}.")
         audio.check_fades(self.fade_in_ms, self.fade_out_ms)
+        for name in (*CONTROLS, "preset"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name} is {value!r:.60}: it must be a name.")
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """The controls asked for, by name."""
+        return {name: value for name in CONTROLS if (value := getattr(self, name))}
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The checkpoint's defaults, with this request's choices and a seed."""
@@ -119,7 +140,8 @@ def references(request: SpeechRequest) -> list[Reference | Voice | Profile]:
             "(--ref-audio with --ref-text), or all theirs beside them."
         )
     pairs = zip(clips, words or [None] * len(clips), strict=True)
-    return [reference(*pair) for pair in pairs] + [_voice(v) for v in _listed(request.voice)]
+    found = [reference(*pair, wordless=True) for pair in pairs]
+    return [*found, *(_voice(v) for v in _listed(request.voice))]
 
 
 def check_clips(asked: Iterable[Reference | Voice | Profile]) -> None:

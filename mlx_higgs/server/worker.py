@@ -46,12 +46,14 @@ class Facts:
     clones: bool = True
     notice: str | None = None
     words: tuple[str, ...] | None = None
+    needs_words: bool = True  # a clip's
 
     @classmethod
     def of(cls, server: HiggsAudioServer) -> Facts:
         defaults = server.higgs.defaults
         words = None if defaults.words is None else tuple(defaults.words)
-        return cls(server.sampling_rate, defaults.clones, defaults.notice, words)
+        needs = server.higgs.prompts.NEEDS_WORDS
+        return cls(server.sampling_rate, defaults.clones, defaults.notice, words, needs)
 
 
 class Worker:
@@ -261,8 +263,10 @@ class Worker:
         turns = begin()
         try:
             self._tell_ready()
-            while not self._closing:
+            while True:
                 self._wake.clear()  # first: what happens from here on is seen
+                if self._closing:
+                    break
                 try:
                     if not turns.work(news=bool(self._queue)):
                         self._wake.wait(self._patience())

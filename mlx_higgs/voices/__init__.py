@@ -7,6 +7,7 @@ from .folders import (
     UnknownVoice,
     find_voice,
     list_voices,
+    no_transcript,
     reference,
     voice_folders,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "UnknownVoice",
     "find_voice",
     "list_voices",
+    "no_transcript",
     "reference",
     "voice_folders",
 ]

@@ -170,9 +170,16 @@ def known_names(names: Iterable[str]) -> str:
 
 
 def reference(
-    path: str | os.PathLike, transcript: str | None = None, *, name: str = ""
+    path: str | os.PathLike,
+    transcript: str | None = None,
+    *,
+    name: str = "",
+    wordless: bool = False,
 ) -> Reference:
     """A clip with its transcript, read from ``CLIP.txt`` beside it when not given.
+
+    Args:
+        wordless: a transcript of ``""`` says that there is none, and is no mistake.
 
     Raises:
         InputError: no clip, or no transcript.
@@ -183,9 +190,17 @@ def reference(
     sidecar = path.with_suffix(".txt")
     if transcript is None and sidecar.is_file():
         transcript = read_text(sidecar)
+    if wordless and transcript == "":
+        return Reference(path, "", name or path.stem)
     if transcript is None or not transcript.strip():
-        raise InputError(
-            f"The reference {path} has no transcript: give its exact words with --ref-text "
-            f"(reference_text), or write them to {sidecar}."
-        )
+        raise no_transcript(path)
     return Reference(path, transcript.strip(), name or path.stem)
+
+
+def no_transcript(path: Path) -> InputError:
+    """What is wrong with a clip without words, and the ways out."""
+    return InputError(
+        f"The reference {path} has no transcript: give its exact words with --ref-text "
+        f"(reference_text), or write them to {path.with_suffix('.txt')}. Models that clone without "
+        'them (Higgs v3) want it said: --ref-text "".'
+    )

@@ -86,13 +86,22 @@ def _fields(settings: Settings) -> dict[str, Schema]:
         "instructions": _text(
             settings.max_instructions_chars, "Where and how it is spoken: the scene."
         ),
+        "emotion": _text(
+            64,
+            "Of models with control tags, as are `style`, `pace`, `pitch` and "
+            "`expressive`: of the whole input. As `anger`; what there is, an error lists.",
+        ),
+        "style": _text(64, "As `whispering`."),
+        "pace": _text(64, "As `slow`; OpenAI's `speed` is a number."),
+        "pitch": _text(64, "As `low`."),
+        "expressive": _text(64, "As `high`."),
         "response_format": {
             "type": "string",
             "enum": FORMATS,
             "default": DEFAULT_FORMAT,
             "description": "`aac` is not made here. `pcm` is signed 16 bit, little-endian, mono.",
         },
-        "speed": _number("Only 1.0: the model sets the pace.", minimum=0.25, maximum=4, default=1),
+        "speed": _number("Only 1.0: see `pace`.", minimum=0.25, maximum=4, default=1),
         "stream_format": {
             "type": "string",
             "enum": ["audio", "sse"],
@@ -114,6 +123,9 @@ def _fields(settings: Settings) -> dict[str, Schema]:
             "description": "Clips for [SPEAKER0], [SPEAKER1], ...",
         },
         "seed": _whole("The same seed, the same audio.", 0, 2**64 - 1),
+        "preset": _text(
+            64, "`reference`: as the model's reference draws, but for the fields below."
+        ),
         "temperature": _number("0 takes the most likely code.", minimum=0, maximum=100),
         "top_p": _number("", exclusiveMinimum=0, maximum=1),
         "top_k": _whole("0 is off.", 0, 2**31 - 1),
@@ -187,7 +199,7 @@ def _refuse_what_is_not_here(body: dict[str, Any], state: Any) -> None:
     """Rather than to answer with something else than was asked for."""
     rate = state.worker.defaults.sample_rate
     if body.get("speed", 1) != 1:
-        message = "speed must be 1.0: the model sets the pace, and a stretched voice is another."
+        message = "speed must be 1.0: a stretched voice is another; see pace."
         raise ApiError(400, message, param="speed")
     if body.get("sample_rate", rate) != rate:
         raise ApiError(400, f"sample_rate must be {rate}, the model's own.", param="sample_rate")
@@ -254,6 +266,12 @@ def _request(body: dict[str, Any], voice: list[Reference | str], state: Any) -> 
             body["input"],
             voice=voice or None,
             scene=body.get("instructions", "").strip() or None,
+            emotion=body.get("emotion"),
+            style=body.get("style"),
+            speed=body.get("pace"),
+            pitch=body.get("pitch"),
+            expressive=body.get("expressive"),
+            preset=body.get("preset"),
             temperature=body.get("temperature"),
             top_p=body.get("top_p"),
             top_k=_int(body.get("top_k")),

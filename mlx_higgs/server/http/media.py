@@ -131,10 +131,11 @@ def _listed(entry: Any, state: Any) -> Reference:
 
 
 def _words(text: Any, state: Any) -> str:
-    """A transcript; a checkpoint that leaves clips out needs none."""
+    """A transcript; a checkpoint that leaves clips out, or clones without, needs none."""
     if text is not None and not isinstance(text, str):
         raise ApiError(400, "ref_text must be a text.", param="ref_text")
-    if not (text or "").strip() and not state.worker.defaults.clones:
+    facts = state.worker.defaults
+    if not (text or "").strip() and not (facts.clones and facts.needs_words):
         return ""
     try:
         return checked_words(text or "")
