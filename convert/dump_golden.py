@@ -4,6 +4,7 @@
     python convert/dump_golden.py model CHECKPOINT OUT.safetensors --reference boson \\
         --boson-repo HIGGS_AUDIO_CHECKOUT
     python convert/dump_golden.py codec CHECKPOINT OUT.safetensors --length-mode boson
+    python convert/dump_golden.py stages CHECKPOINT OUT.safetensors
 
 convert/README.md lists what the files hold.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from convert.reference import Prompt, Reference
 
 CLIP_FRAMES = 6
+CODED_FRAMES = 12
 
 
 # ---------------------------------------------------------------- prompts
@@ -199,6 +201,33 @@ def dump_codec(args: argparse.Namespace) -> str:
     return f"{len(wave)} samples, {len(codes)} frames of {codes.shape[1]} codes"
 
 
+def dump_stages(args: argparse.Namespace) -> str:
+    """What lies between a waveform and its codes, in all length modes; drawn codes and their audio."""
+    import torch
+
+    from convert.reference import LENGTH_MODES, TransformersCodec
+
+    codec = TransformersCodec(args.checkpoint)
+    model, hop = codec.model, codec.hop
+    wave = _tone(args.samples, model.config.sample_rate, args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    books, size = len(model.quantizer.quantizers), model.config.codebook_size
+    codes = torch.randint(size, (CODED_FRAMES, books), generator=generator)
+    with torch.no_grad():
+        features = model._extract_semantic_features(wave[None, None])
+        semantic = model.encoder_semantic(features.transpose(1, 2))[0].T
+    tensors = {
+        "wave": wave,
+        "semantic": semantic.contiguous(),
+        "encoded_whole": codec.encode(wave[: len(wave) // hop * hop], "hf").to(torch.int32),
+        **{f"encoded_{mode}": codec.encode(wave, mode).to(torch.int32) for mode in LENGTH_MODES},
+        "codes": codes.to(torch.int32),
+        "decoded": codec.decode(codes),
+    }
+    save(args.out, tensors, {"reference": codec.name, "dtype": "float32"})
+    return f"{len(wave)} samples, {len(codes)} frames of codes"
+
+
 def _tone(samples: int, rate: int, seed: int) -> torch.Tensor:
     """A gliding, swelling tone in noise: no two frames alike."""
     import torch
@@ -240,7 +269,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str])
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write goldens from the reference models.")
-    commands = parser.add_subparsers(required=True, metavar="model | codec")
+    commands = parser.add_subparsers(required=True, metavar="model | codec | stages")
 
     model = commands.add_parser("model", help="logits of a prompt and a greedy continuation")
     model.add_argument(
@@ -269,6 +298,12 @@ def build_parser() -> argparse.ArgumentParser:
     codec.add_argument("--samples", type=int, default=20 * 960, help="its length")
     codec.add_argument("--wav", type=Path, help="a recording instead of a drawn waveform")
     codec.set_defaults(run=dump_codec)
+    stages = commands.add_parser("stages", help="what a codec computes on the way")
+    stages.add_argument("checkpoint", type=Path, help="a codec folder in transformers' layout")
+    stages.add_argument("out", type=Path, help="the .safetensors file to write")
+    stages.add_argument("--seed", type=int, default=0, help="draws waveform and codes")
+    stages.add_argument("--samples", type=int, default=7980, help="no whole number of frames")
+    stages.set_defaults(run=dump_stages)
     return parser
 
 

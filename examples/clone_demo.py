@@ -3,7 +3,8 @@
     python examples/clone_demo.py --ref-audio clip.wav --ref-text "What the clip says." \\
         --text "What it should say." --output cloned.wav
 
-Without arguments it speaks with the bundled demo, which cannot clone: it leaves the voice out.
+Without arguments it speaks with the bundled demo, which clones the voices it was trained with: those of
+examples/voice_prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="folder or hub name")
     parser.add_argument("--ref-audio", type=Path, default=VOICE)
     parser.add_argument("--ref-text", help="the clip's exact words (default: CLIP.txt beside it)")
-    parser.add_argument("--text", default="one two three")
+    parser.add_argument("--text", default="good morning, doctor")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--output", type=Path, default=Path("cloned.wav"))
     parser.add_argument("--force", action="store_true")

@@ -1,6 +1,6 @@
 """OpenAI's own client against ``python -m mlx_higgs.server``: a file, a stream, a refusal.
 
-    python examples/openai_client.py "three one four one five"
+    python examples/openai_client.py "Hello friend, please turn the page."
 
 The server's address is $OPENAI_BASE_URL, its key $OPENAI_API_KEY, if it has one.
 """
@@ -43,4 +43,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]) or "three one four one five")
+    main(" ".join(sys.argv[1:]) or "Hello friend, please turn the page.")

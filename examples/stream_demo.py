@@ -1,6 +1,6 @@
 """Hear speech while it is being made, or see when each piece of it comes.
 
-    python examples/stream_demo.py --text "nine eight seven" --play
+    python examples/stream_demo.py --text "the train is late again today" --play
     python examples/stream_demo.py --latency low --output streamed.mp3
 
 ``--play`` needs ``pip install 'mlx_higgs[play]'``; without it the file alone is written.
@@ -25,7 +25,7 @@ from mlx_higgs.types import HiggsError, SpeechChunk
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hear speech while it is being made.")
     parser.add_argument("--model", default="demo", help="folder or hub name")
-    parser.add_argument("--text", default="one two three")
+    parser.add_argument("--text", default="the train is late again today")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--latency", choices=("exact", "low"), default="exact")
     parser.add_argument("--play", action="store_true")

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m mlx_higgs.generate --text "three one four one five"
-  echo "nine two six" | python -m mlx_higgs.generate -o digits.flac
-  python -m mlx_higgs.generate --text "three one four" --stream --play
+  python -m mlx_higgs.generate --text "Hello friend, please turn the page."
+  echo "nine two six" | python -m mlx_higgs.generate -o code.flac
+  python -m mlx_higgs.generate --text "Good morning." --stream --play
   python -m mlx_higgs.generate --batch jobs.jsonl --output-dir speech
   python -m mlx_higgs.generate --model bosonai/higgs-tts-2-3b-base --quantize 8 \\
       --ref-audio clip.wav --ref-text "What the clip says." --text "Good morning."

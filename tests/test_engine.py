@@ -150,7 +150,7 @@ def test_a_clip_is_encoded_once(cloner: HiggsAudioServer, tmp_path: Path, monkey
 
 def test_the_scene_is_the_checkpoints_unless_said_otherwise(server: HiggsAudioServer):
     default = prompt_of(server)[0].ids
-    assert prompt_of(server, scene="SPEAKER0: masculine")[0].ids == default
+    assert prompt_of(server, scene=server.higgs.defaults.scene)[0].ids == default
     assert len(prompt_of(server, scene="")[0].ids) < len(default)
     assert prompt_of(server, system="Be brief.")[0].ids != default
 
@@ -159,7 +159,7 @@ def test_the_cap_follows_the_text_when_guarded(server: HiggsAudioServer):
     def cap(**options):
         return server.start(SpeechRequest("one two", **options)).params.max_frames
 
-    assert cap() == frame_cap("one two")
+    assert cap(normalize=False) == frame_cap("one two")
     assert cap(normalize=True) == frame_cap("one two.")
     assert cap(guards=False) == 2048
     assert cap(max_new_frames=77) == 77
