@@ -37,8 +37,8 @@ VIEWS = {  # they move no data
     "Transpose",
     "Unflatten",
 }
-# kernels of a layer and of the rest (embedding, head, sampler, delay), recorded 2026-11-21
-LAYER, FUSED_LAYER, REST = 60, 42, 121
+# kernels of a layer and of the rest (embedding, head, sampler, delay), recorded 2026-11-22
+LAYER, FUSED_LAYER, REST = 38, 31, 131
 FUSED_MATMULS = 6  # qkv, out, gate and up, down; and two that are attention
 
 

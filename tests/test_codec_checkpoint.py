@@ -54,7 +54,7 @@ def write(folder: Path, tensors: dict[str, mx.array], config: Any = LAYOUT_A) ->
 def test_demo_sizes_come_from_its_tensors() -> None:
     config = HiggsCodec.from_pretrained(DEMO).config
     assert (config.hop, config.latent, config.semantic_step) == (960, 128, 2)
-    assert (config.encoder_width, config.decoder_width, config.hidden) == (8, 256, 64)
+    assert (config.encoder_width, config.decoder_width, config.hidden) == (8, 192, 64)
     assert (config.semantic.width, config.semantic.heads, config.semantic.num_layers) == (64, 2, 2)
 
 

@@ -346,7 +346,7 @@ def test_bits_alone_quantise_the_demo(work: Path, capsys):
         "weights",
         "weights",
     ]
-    assert (work / "mlx_model/model.safetensors").stat().st_size < 2_500_000
+    assert (work / "mlx_model/model.safetensors").stat().st_size < 5_500_000
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_nothing_else_changes(tmp_path: Path, seed: int):
             else:
                 assert copy.read_bytes() == path.read_bytes()
     changed = {n for n, array in tensors(load_model(out)).items() if differs(n, array)}
-    assert changed == {f"layers.{i}.{key}.weight" for i in (2, 3) for key in KEYS}
+    assert changed == {f"layers.{i}.{key}.weight" for i in (3, 4) for key in KEYS}
     card = (out / "README.md").read_text()
     assert "Licence" in card
     assert str(tmp_path) not in card

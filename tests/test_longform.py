@@ -361,7 +361,7 @@ def test_the_server_says_the_pieces_it_would_say_alone(server: HiggsAudioServer)
 
 
 def test_a_context_changes_what_follows(server: HiggsAudioServer):
-    request = SpeechRequest("one. two.", seed=4, max_new_frames=30)
+    request = SpeechRequest("one. two.", seed=4, temperature=2.0, max_new_frames=60)
     alone, told = (
         server.start_long(request, chunking=Chunking("sentence", limit=5, context=size))
         for size in (0, 1)

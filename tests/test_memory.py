@@ -103,7 +103,12 @@ def test_expected_peak_is_near_the_measured_one(tmp_path: Path, seed: int):
 def test_expected_peak_of_texts_side_by_side(tmp_path: Path, seed: int, monkeypatch):
     monkeypatch.setattr(footprints, "REFERENCE", 10.0)
     monkeypatch.setattr(footprints, "SPEECH", 10.0)
-    wide = {"num_hidden_layers": 4, "num_key_value_heads": 4, "head_dim": 64}
+    wide = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    }
     source = random_checkpoint(tmp_path / "source", seed, dtype="float32", **wide)
     expected = footprint(open_model(source), Plan(), streams=4)
     before = used()

@@ -35,8 +35,6 @@ ELSEWHERE = {
     ".ci/run": "is the program that runs the tests",
     "convert/tiny.py": "needs torch: tests/test_convert_reference.py runs it",
     "convert/dump_golden.py": "needs torch: tests/test_convert_reference.py runs it",
-    "vllm-omni==": "fetches a package: tests/test_pipeline_reference.py says what of it is run",
-    "VLLM_OMNI=": "the same",
     "mx.default_device": "prints the GPU of an NVIDIA machine",
 }
 

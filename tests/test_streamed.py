@@ -18,7 +18,7 @@ from mlx_higgs.generate import main
 from mlx_higgs.server.job import SpeechJob
 from mlx_higgs.types import GenerationError, Speech
 
-TEXT = ["--text", "four", "--seed", "2", "--max-frames", "30"]
+TEXT = ["--text", "one two three four", "--seed", "2", "--max-frames", "30"]
 COMMAND = [sys.executable, "-m", "mlx_higgs.generate", *TEXT, "--stream", "-o", "-"]
 
 
@@ -29,7 +29,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def spoken(server) -> Speech:
-    return server.generate("four", seed=2, max_new_frames=30)
+    return server.generate("one two three four", seed=2, max_new_frames=30)
 
 
 def rounded(wave: np.ndarray) -> np.ndarray:
@@ -123,7 +123,15 @@ def test_what_does_not_go_together_is_said_before_any_work(options, message, cap
 def test_the_stream_demo_runs(capsys):
     script = Path(__file__).parent.parent / "examples" / "stream_demo.py"
     for latency, rows in (("exact", 8 + 10 + EXACT.first), ("low", 8 + LOW.right + LOW.first)):
-        command = [sys.executable, str(script), "--text", "four", "--seed", "2", "--force"]
+        command = [
+            sys.executable,
+            str(script),
+            "--text",
+            "one two three four",
+            "--seed",
+            "2",
+            "--force",
+        ]
         command += ["--latency", latency]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         lines = done.stdout.splitlines()

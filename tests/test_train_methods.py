@@ -199,9 +199,11 @@ def assert_close(found: dict, expected: dict, tolerance: float) -> None:
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_checkpointing_changes_no_number(seed, kind):
-    options = replace(FULL if kind == "full" else lora(), batch_size=3)
+@pytest.mark.parametrize(
+    "options", [FULL, lora(), replace(lora(), num_layers=1)], ids=["full", "lora", "last layer"]
+)
+def test_checkpointing_changes_no_number(seed, options):
+    options = replace(options, batch_size=3)
     plain, saving = tiny_model(seed, text_head=True), tiny_model(seed, text_head=True)
     loss, expected = gradients_of(plain, options, seed)
     again, found = gradients_of(saving, replace(options, grad_checkpoint=True), seed)

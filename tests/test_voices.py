@@ -23,7 +23,7 @@ def make(folder: Path, name: str, words: str | None = "Some words.") -> Path:
 def test_the_shipped_voices_are_found_from_anywhere(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert {"en_woman", "en_man", "en_man_deep"} <= list_voices().keys()
-    assert find_voice("en_woman").transcript.startswith("She opened the window")
+    assert find_voice("en_woman").transcript.startswith("The morning sun")
 
 
 def test_the_package_holds_the_voices_of_the_examples():

@@ -50,7 +50,7 @@ def noisy(level: float) -> np.ndarray:
         (noisy(-25), WORDS, "noise", "bad", "quiet room"),
         (noisy(-34), WORDS, "noise", "poor", "quiet room"),
         (WAVE[: -SAMPLE_RATE // 2], WORDS, "ending", "bad", "voices add"),
-        (WAVE, WORDS[:20], "words", "bad", "words are missing"),
+        (WAVE, WORDS[:10], "words", "bad", "words are missing"),
         (WAVE, WORDS * 2, "words", "bad", "lacks some"),
     ],
 )

@@ -209,7 +209,10 @@ def _checkpointed(kind: type) -> type:
     def call(self, x, *rest):
         if not self.training:
             return kind.__call__(self, x, *rest)
-        names, arrays = zip(*tree_flatten(self.trainable_parameters()), strict=True)
+        trained = tree_flatten(self.trainable_parameters())
+        if not trained:
+            return kind.__call__(self, x, *rest)
+        names, arrays = zip(*trained, strict=True)
         seed = int(mx.random.randint(0, (1 << 31) - 1))  # type: ignore[arg-type]
 
         def inner(x, *arrays):
