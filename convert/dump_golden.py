@@ -202,7 +202,7 @@ def dump_codec(args: argparse.Namespace) -> str:
 
 
 def dump_stages(args: argparse.Namespace) -> str:
-    """What lies between a waveform and its codes, in all length modes; drawn codes and their audio."""
+    """What lies between a waveform and its codes, in all length modes; codes and their audio."""
     import torch
 
     from convert.reference import LENGTH_MODES, TransformersCodec

@@ -3,8 +3,8 @@
     python examples/clone_demo.py --ref-audio clip.wav --ref-text "What the clip says." \\
         --text "What it should say." --output cloned.wav
 
-Without arguments it speaks with the bundled demo, which clones the voices it was trained with: those of
-examples/voice_prompts.
+Without arguments it speaks with the bundled demo, which clones the voices it was trained with:
+those of examples/voice_prompts.
 """
 
 from __future__ import annotations
