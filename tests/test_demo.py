@@ -20,7 +20,9 @@ SCENES = ("SPEAKER0: feminine", "SPEAKER0: masculine", "SPEAKER0: masculine, dee
 
 
 def say(server: HiggsAudioServer, requests: list[SpeechRequest]) -> list[Speech]:
-    return [speech for _, speech in sorted(server.generate_batch(requests, max_batch=8))]
+    said = dict(server.generate_batch(requests, max_batch=8))
+    speeches = [said[number] for number in range(len(requests))]
+    return [speech for speech in speeches if isinstance(speech, Speech)]
 
 
 def misheard(server: HiggsAudioServer, words: list[str], count: int, seed: int) -> list[float]:
