@@ -15,13 +15,12 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import CheckpointError, InputError, Prompt
+from ..types import CheckpointError, InputError
 from .base import Origin
-from .cache import KVCache
 from .config import check_fixed, check_sizes
 from .layers import MLP, Attention, AttentionArgs, Cache, Route
 from .rotary import RopeArgs, Rotary, Turn
-from .tables import check_ids, embed_prompt, embed_rows
+from .talker import Talker
 
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
@@ -206,7 +205,7 @@ class Heads(nn.Module):
             self.text_lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
 
-class Model(nn.Module):
+class Model(Talker):
     """The v2 talker (see ``SpeechModel``)."""
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]] = [
@@ -265,30 +264,10 @@ class Model(nn.Module):
             edge_frames=1,
         )
 
-    def make_cache(self) -> list[KVCache]:
-        return [KVCache() for _ in self.layers]
-
     def fuse(self) -> None:
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
             layer.fuse()
-
-    def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
-        """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
-
-        Raises:
-            InputError: an id or a code that the tables do not hold, or an empty prompt.
-        """
-        return embed_prompt(self, prompt)
-
-    def embed_ids(self, ids: np.ndarray) -> mx.array:
-        """Token ids ``[S]`` -> ``[S, D]``; an id outside the table raises InputError."""
-        check_ids(ids, self.args.vocab_size, "Token id")
-        return self.embed_tokens(mx.array(ids.astype(np.int32)))
-
-    def embed_rows(self, rows: mx.array) -> mx.array:
-        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
-        return embed_rows(self.audio_codebook_embeddings, rows, self.args.codebook_vocab)
 
     def hidden(
         self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
@@ -314,11 +293,6 @@ class Model(nn.Module):
             raise InputError("The text head was not loaded: load with text_head=True.")
         return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
 
-    def quant_predicate(self, path: str, module: nn.Module) -> bool:
-        """All but the codebook table and the audio head, whose rounding is audible."""
-        kept = ("audio_codebook_embeddings", "audio_lm_head")
-        return hasattr(module, "to_quantized") and not path.endswith(kept)
-
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""
         return [] if "text_config" in config else self.WEIGHT_NAMES
@@ -332,9 +306,3 @@ class Model(nn.Module):
             for name, array in renamed.items()
             if not name.endswith(self.DROPPED) and not name.startswith(unused)
         }
-
-    def _rename(self, name: str) -> str:
-        for theirs, ours in self.WEIGHT_NAMES:
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-        return name

@@ -17,13 +17,12 @@ import numpy as np
 from ..codec.checkpoint import BUNDLED
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import CheckpointError, Prompt
+from ..types import CheckpointError
 from .base import Origin
-from .cache import KVCache
 from .config import check_fixed, check_sizes
 from .layers import MLP, Attention, AttentionArgs, Cache
 from .rotary import RopeArgs, Rotary, Turn
-from .tables import check_ids, embed_prompt, embed_rows
+from .talker import Talker
 
 MODEL_TYPES = ("higgs_multimodal_qwen3",)
 BOC, EOC = -2, -1  # begin and end of a codebook: its last two ids
@@ -137,7 +136,7 @@ class DecoderLayer(nn.Module):
         self.mlp.fuse()
 
 
-class Model(nn.Module):
+class Model(Talker):
     """The v3 talker (see ``SpeechModel``)."""
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]] = [
@@ -186,9 +185,6 @@ class Model(nn.Module):
         books, size = self.args.num_codebooks, self.args.codebook_vocab
         return DelayPattern(books, size + BOC, size + EOC, edge_frames=0, machine="strict")
 
-    def make_cache(self) -> list[KVCache]:
-        return [KVCache() for _ in self.layers]
-
     def fuse(self) -> None:
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
@@ -199,23 +195,6 @@ class Model(nn.Module):
         self._head_of = self.audio_codebook_embeddings.weight
         self._head = nn.Linear(1, 1, bias=False)
         self._head.weight = self._head_of.astype(mx.float32)
-
-    def embed_prompt(self, prompt: Prompt) -> tuple[mx.array, np.ndarray]:
-        """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
-
-        Raises:
-            InputError: an id or a code that the tables do not hold, or an empty prompt.
-        """
-        return embed_prompt(self, prompt)
-
-    def embed_ids(self, ids: np.ndarray) -> mx.array:
-        """Token ids ``[S]`` -> ``[S, D]``; an id outside the table raises InputError."""
-        check_ids(ids, self.args.vocab_size, "Token id")
-        return self.embed_tokens(mx.array(ids.astype(np.int32)))
-
-    def embed_rows(self, rows: mx.array) -> mx.array:
-        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
-        return embed_rows(self.audio_codebook_embeddings, rows, self.args.codebook_vocab)
 
     def hidden(
         self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
@@ -248,11 +227,6 @@ class Model(nn.Module):
         """``[..., D]`` -> float32 ``[..., vocab_size]``, by the tied table."""
         return self.embed_tokens.as_linear(h).astype(mx.float32)
 
-    def quant_predicate(self, path: str, module: nn.Module) -> bool:
-        """All but the table of codes and the audio head, whose rounding is audible."""
-        kept = ("audio_codebook_embeddings", "audio_lm_head")
-        return hasattr(module, "to_quantized") and not path.endswith(kept)
-
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config."""
         return self.WEIGHT_NAMES
@@ -266,9 +240,3 @@ class Model(nn.Module):
             for name, array in weights.items()
             if not name.startswith(dropped)
         }
-
-    def _rename(self, name: str) -> str:
-        for theirs, ours in self.WEIGHT_NAMES:
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-        return name
