@@ -58,8 +58,9 @@ def add_model_options(group: Any, model: str | None) -> None:
         nargs="?",
         const="8",
         metavar="BITS",
-        help="quantise while loading: 8, or 8/4 for speech and for the prompt's text, or auto: the "
-        "most that fits (default: auto where the original does not fit; without BITS: 8)",
+        help="quantise while loading: 8, or 8/4 for speech and for the prompt's text, a recipe of "
+        "mlx_higgs.convert --list-recipes, or auto: the most that fits (default: auto where the "
+        "original does not fit; without BITS: 8)",
     )
     group.add_argument(
         "--memory-limit",

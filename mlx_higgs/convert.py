@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import Parser, note, run
-from .quantization import DTYPES, MODES, Plan, Quantization, quantizable, stored_quantization
+from .convert_options import (
+    EPILOG,
+    Texts,
+    add_calibration,
+    add_quantization,
+    asked_recipe,
+    asked_texts,
+    recipe_table,
+)
+from .quantization import Plan, Quantization, quantizable, stored_quantization
+from .recipes import Recipe, of
 from .types import HiggsError, InputError
 
 if TYPE_CHECKING:
-    from .delay import DelayPattern
-    from .saving import Recipe, Result
+    from .cards import Conversion, Result
 
 DEFAULT_PATH = "mlx_model"
-EPILOG = """\
-examples:
-  python -m mlx_higgs.convert --q-bits 8
-  python -m mlx_higgs.convert --hf-path bosonai/higgs-tts-2-3b-base --q-bits 6 \\
-      --mlx-path higgs-6bit
-"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,25 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--mlx-path", default=DEFAULT_PATH, metavar="FOLDER", help="default: %(default)s"
     )
     parser.add_argument("--force", action="store_true", help="replace the checkpoint in FOLDER")
-    _add_quantization(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantised")
     parser.add_argument("--upload-repo", metavar="OWNER/NAME", help="also put it on the hub")
+    add_quantization(parser)
+    add_calibration(parser)
     return parser
-
-
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quantisation (any of these asks for it)")
-    group.add_argument("-q", "--quantize", action="store_true", help="with the mode's defaults")
-    group.add_argument(
-        "--q-bits",
-        metavar="BITS",
-        help="of all, or of what speaks and of what only reads the prompt's text, as 8/4 "
-        "(default: the mode's, 8 in affine)",
-    )
-    group.add_argument(
-        "--q-group-size", type=int, metavar="N", help="default: the mode's, 64 in affine"
-    )
-    group.add_argument("--q-mode", choices=tuple(MODES), help="default: affine")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,74 +59,105 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    if arguments.list_recipes:
+        print(recipe_table())
+        return
+    recipe = asked_recipe(arguments)
     path = convert(
         arguments.hf_path,
         arguments.mlx_path,
-        quantize=asked_quantization(arguments),
+        quantize=recipe,
+        texts=asked_texts(arguments, recipe),
         dtype=arguments.dtype,
         codec=arguments.codec,
         revision=arguments.revision,
         force=arguments.force,
         upload_repo=arguments.upload_repo,
+        memory_limit=arguments.memory_limit,
     )
     print(path)
-
-
-def asked_quantization(arguments: argparse.Namespace) -> Quantization | Plan | None:
-    """What the options ask for: any of them is enough."""
-    asked = (arguments.q_bits, arguments.q_group_size, arguments.q_mode)
-    if not arguments.quantize and asked == (None, None, None):
-        return None
-    how = Plan.parse(arguments.q_bits, arguments.q_group_size, arguments.q_mode or "affine")
-    return how.audio if how.audio == how.text else how
 
 
 def convert(
     hf_path: str = "demo",
     mlx_path: str | Path = DEFAULT_PATH,
     *,
-    quantize: Quantization | Plan | None = None,
+    quantize: str | Recipe | Plan | Quantization | None = None,
+    texts: Texts | None = None,
     dtype: str | None = None,
     codec: str | Path | None = None,
     revision: str | None = None,
     force: bool = False,
     upload_repo: str | None = None,
+    memory_limit: str | None = None,
 ) -> Path:
     """Write a checkpoint that `mlx_higgs.loading.load` and mlx-lm's loader read.
 
-    The memory it takes is that of the result. An interrupted run leaves nothing behind, and what
-    ``force`` replaces is there until the new checkpoint is whole.
+    The memory it takes is that of the result; a recipe that is measured or calibrated needs the
+    float model beside it. An interrupted run leaves nothing behind, and what ``force`` replaces is
+    there until the new checkpoint is whole.
 
     Args:
         hf_path: a folder, a hub repository, or ``demo``.
+        quantize: a recipe or its name, bits as ``8/4``, or a plan.
+        texts: what a recipe is measured and calibrated on.
         codec: where the codec is when not beside the source.
         upload_repo: ``owner/name`` to upload the folder to.
+        memory_limit: what measuring may take, as ``8GB``; None is the machine's.
 
     Raises:
-        InputError: a source or target that cannot be used, a quantised source.
+        InputError: a source or target that cannot be used, a quantised source, a recipe that does
+            not fit it, too little memory to calibrate.
         HiggsError: the upload failed; the folder is complete.
     """
+    from .cards import Conversion, model_card
     from .loading import HUB_NAME, codec_beside, find_codec, resolve
-    from .saving import Recipe, check_target, model_card, new_folder
-    from .weights import read_json
+    from .saving import check_target, new_folder
 
     if upload_repo and not HUB_NAME.fullmatch(upload_repo):
         raise InputError(f"{upload_repo!r} is not a hub name like owner/name.")
+    recipe, texts = of(quantize), texts or Texts()
     target = Path(mlx_path).expanduser().resolve()
     source = resolve(hf_path, revision)
     codec_folder = find_codec(source, codec) if codec else codec_beside(source)
     check_target(target, [p for p in (source, codec_folder) if p], force=force)
-    if stored_quantization(read_json(source / "config.json")):
-        raise InputError(f"{hf_path} is quantised already: start from the original weights.")
-    recipe = Recipe(str(hf_path), revision or _commit(source), quantize, dtype)
+    check_source(source, str(hf_path), recipe, texts, memory_limit)
+    made = Conversion(
+        str(hf_path),
+        revision or _commit(source),
+        recipe,
+        dtype,
+        texts.options() if recipe.measured else (),
+    )
     with new_folder(target, force=force) as folder:
-        result = write_checkpoint(source, folder, recipe, codec_folder)
+        result = write_checkpoint(source, folder, made, codec_folder, texts)
         name = upload_repo or target.name
-        (folder / "README.md").write_text(model_card(name, recipe, result), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(name, made, result), encoding="utf-8")
     note(f"{target}: {result.size:,} bytes of weights, {result.bits:.2f} bits per parameter")
     if upload_repo:
         upload(target, upload_repo)
     return target
+
+
+def check_source(
+    source: Path, name: str, recipe: Recipe, texts: Texts, memory_limit: str | None
+) -> None:
+    """Whether the recipe can be made of it, before any work is done; says what is known of that.
+
+    Raises:
+        InputError: as `convert`. CheckpointError: the source is no talker's.
+    """
+    from .loading import build_model, has_text_head
+    from .weights import read_json
+
+    config = read_json(source / "config.json")
+    if stored_quantization(config):
+        raise InputError(f"{name} is quantised already: start from the original weights.")
+    quantizable(build_model(config, text_head=has_text_head(source)), recipe.plan)
+    if recipe.measured:
+        from .calibrated import check_room
+
+        note(check_room(source, texts, memory_limit))
 
 
 def _commit(folder: Path) -> str | None:
@@ -147,47 +166,112 @@ def _commit(folder: Path) -> str | None:
 
 
 def write_checkpoint(
-    source: Path, folder: Path, recipe: Recipe, codec_folder: Path | None
+    source: Path, folder: Path, made: Conversion, codec_folder: Path | None, texts: Texts
 ) -> Result:
     """Fill ``folder``: codec, weights, config and what lies beside them."""
-    from .loading import build_model, has_text_head
-    from .saving import TOKENIZER, Result, converted_config, copy_files, write_json
+    from .cards import Result
+    from .footprint import bits_per_weight
+    from .loading import build_model
+    from .saving import TOKENIZER, copy_files
     from .weights import read_json
 
-    config = read_json(source / "config.json")
+    model_class: Any = type(build_model(read_json(source / "config.json")))
     bundled = codec_folder == source
     if codec_folder and not bundled:
-        write_codec(codec_folder, folder / "codec", build_model(config).delay)
+        write_codec(codec_folder, folder / "codec", source)
     elif not codec_folder:
-        note(f"{recipe.title} has no codec beside it: --codec names one")
+        note(f"{made.title} has no codec beside it: --codec names one")
     copy_files(source, folder)
+    write_sampling(folder, made.recipe)
     if not (tokenizer := (folder / TOKENIZER).is_file()):
-        note(f"{recipe.title} has no {TOKENIZER} beside it: generate with --tokenizer")
-    model = build_model(config, text_head=has_text_head(source))
-    if doubt := recipe.plan.doubt(model.LEAST_BITS):
-        note(doubt)
-    block = recipe.plan.config(quantizable(model, recipe.plan))
-    write_json(folder / "config.json", converted_config(config, block, recipe.dtype))
-    size, kept, dtype = write_talker(source, folder, recipe, bundled=bundled)
+        note(f"{made.title} has no {TOKENIZER} beside it: generate with --tokenizer")
+    model, chosen, record = make_talker(source, made, codec_folder, texts)
+    write_config(source, folder, made, model, chosen, record)
+    size, kept, dtype = write_talker(model, source, folder, bundled=bundled)
     codec = "among the weights, as it was" if bundled else "float32, in `codec/`"
     codec = codec if codec_folder else "not included"
-    return Result(count(source), size, kept, dtype, codec, tokenizer, model.ORIGIN)
+    return Result(
+        count(source),
+        size,
+        kept,
+        dtype,
+        codec,
+        tokenizer,
+        model_class.ORIGIN,
+        bits_per_weight(model),
+        record,
+    )
 
 
-def write_codec(source: Path, folder: Path, delay: DelayPattern) -> None:
+def make_talker(
+    source: Path, made: Conversion, codec_folder: Path | None, texts: Texts
+) -> tuple[Any, dict[str, Quantization], dict | None]:
+    """The talker as it is to be stored, the widths of its modules, the record of a calibration."""
+    from .loading import build_model, has_text_head, load_model
+    from .weights import read_json
+
+    if made.recipe.measured:
+        from .calibrated import calibrated_talker
+
+        return calibrated_talker(source, made, codec_folder, texts)
+    note(f"weights: reading {made.title}, quantised: {'; '.join(made.recipe.words())}")
+    head, plan = has_text_head(source), made.recipe.plan
+    empty = build_model(read_json(source / "config.json"), text_head=head)
+    model = load_model(source, quantize=plan, dtype=made.dtype, text_head=head)
+    return model, quantizable(empty, plan), None
+
+
+def write_config(
+    source: Path,
+    folder: Path,
+    made: Conversion,
+    model: Any,
+    chosen: dict[str, Quantization],
+    record: dict | None,
+) -> None:
+    """The config with the widths and the recipe; says what is known against that."""
+    from .cards import recipe_block
+    from .doubts import of_recipe, spoken_bits
+    from .models import family
+    from .saving import converted_config, write_json
+    from .weights import read_json
+
+    config, recipe = read_json(source / "config.json"), made.recipe
+    kind = family(config)
+    if doubt := of_recipe(recipe, kind, spoken_bits(model), model.LEAST_BITS):
+        note(f"warning: {doubt}")
+    plan = Plan.exact(chosen) if recipe.measured else recipe.plan
+    ours = recipe_block(made, recipe.cautions.get(kind), record) if made.quantized else None
+    block = plan.config(chosen)
+    write_json(folder / "config.json", converted_config(config, block, made.dtype, ours))
+
+
+def write_sampling(folder: Path, recipe: Recipe) -> None:
+    """What a recipe says of the sampling, in ``generation_config.json``."""
+    from .defaults import with_sampling
+    from .saving import write_json
+    from .weights import read_json
+
+    if recipe.sampling:
+        path = folder / "generation_config.json"
+        write_json(path, with_sampling(read_json(path, required=False), recipe.sampling))
+
+
+def write_codec(codec_folder: Path, folder: Path, source: Path) -> None:
     """A float32 copy of the codec; quantising it would be audible and save little."""
-    from .loading import check_codec, load_codec
+    from .loading import build_model, check_codec, load_codec
     from .saving import disk_errors
+    from .weights import read_json
 
-    note(f"codec: {source.name} in float32")
-    codec = load_codec(source)
-    check_codec(codec, delay)
+    note(f"codec: {codec_folder.name} in float32")
+    codec = load_codec(codec_folder)
+    check_codec(codec, build_model(read_json(source / "config.json")).delay)
     with disk_errors(folder):
         codec.save(folder)
 
 
 def write_talker(
-    source: Path, folder: Path, recipe: Recipe, *, bundled: bool = False
+    model: Any, source: Path, folder: Path, *, bundled: bool = False
 ) -> tuple[int, list[str], str]:
     """Write the weights; their bytes, the modules left as they were, and the dtype of those.
 
@@ -195,13 +279,8 @@ def write_talker(
         bundled: copy the codec that lies among the source's tensors.
     """
     from .codec.checkpoint import bundled_tensors
-    from .loading import has_text_head, load_model
     from .saving import save_weights
 
-    note(f"weights: reading {recipe.title}, quantised: {recipe.describe()}")
-    model: Any = load_model(  # a SpeechModel and an nn.Module
-        source, quantize=recipe.quantize, dtype=recipe.dtype, text_head=has_text_head(source)
-    )
     kept = {path: m.weight for path, m in model.named_modules() if hasattr(m, "to_quantized")}
     dtypes = {str(weight.dtype).removeprefix("mlx.core.") for weight in kept.values()}
     note("weights: writing")

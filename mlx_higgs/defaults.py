@@ -59,14 +59,8 @@ class Defaults:
         """
         path = folder / "generation_config.json"
         config = read_json(path, required=False)
-        found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
-        named: dict[str, Any] = {SAMPLING[key]: value for key, value in found.items()}
-        if config.get("do_sample") is False:
-            named["temperature"] = 0
-        if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
-            named["ras_window"] = 0  # how the references say off
         try:
-            sampling = replace(model.SAMPLING if model else SamplingParams(), **named)
+            sampling = replace(model.SAMPLING if model else SamplingParams(), **_ours(config))
         except InputError as error:
             raise CheckpointError(f"{path}: {error}") from error
         extra: dict[str, Any] = {"normalize": model.NORMALIZE} if model else {}
@@ -75,6 +69,10 @@ class Defaults:
             if type(value) is not EXTRAS[name] or (name in LEAST and value < LEAST[name]):
                 raise CheckpointError(f"{path}: {name} is {value!r}.")
         return cls(sampling, presets=model.PRESETS if model else {}, **extra)
+
+    def under(self, said: Mapping[str, Any]) -> Defaults:
+        """With what a recipe says of the sampling, by transformers' names."""
+        return replace(self, sampling=replace(self.sampling, **_ours(said)))
 
     def preset(self, name: str | None) -> SamplingParams:
         """How rows are drawn by a preset; by the checkpoint's own choice for None.
@@ -88,3 +86,30 @@ class Defaults:
             known = f"use {', '.join(self.presets)}" if self.presets else "this model has none"
             raise InputError(f"There is no preset {name!r:.60}: {known}.")
         return self.presets[name]
+
+
+def check_sampling(said: Mapping[str, Any]) -> None:
+    """Raises InputError for a name that transformers does not have, or a value out of bounds."""
+    for key in said:
+        if key not in SAMPLING:
+            raise InputError(f"sampling knows no {key!r}: use {', '.join(SAMPLING)}.")
+    replace(SamplingParams(), **_ours(said))
+
+
+def with_sampling(config: dict, said: Mapping[str, Any]) -> dict:
+    """A ``generation_config.json`` that says this, too, and nothing against it."""
+    changed = config | dict(said)
+    if said.get("temperature") and config.get("do_sample") is False:
+        changed["do_sample"] = True
+    return changed
+
+
+def _ours(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Transformers' names, and its ways to say off, as ``SamplingParams`` has them."""
+    found = {key: config[key] for key in SAMPLING if config.get(key) is not None}
+    named: dict[str, Any] = {SAMPLING[key]: value for key, value in found.items()}
+    if config.get("do_sample") is False:
+        named["temperature"] = 0
+    if "ras_win_len" in config and config["ras_win_len"] in (None, 0, -1):
+        named["ras_window"] = 0  # how the references say off
+    return named

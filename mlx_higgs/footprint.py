@@ -20,7 +20,8 @@ from .frames import PREFILL_POSITIONS
 from .loading import open_model
 from .memory import gigabytes, machine_limit, parse_size
 from .models.cache import buckets
-from .quantization import PLANS, Plan, quantizable
+from .quantization import ORIGINAL, PLANS, Plan, Quantization, quantizable
+from .recipes import Recipe, at_once, of, read
 from .types import FRAME_RATE, InputError
 from .weights import named_arrays
 
@@ -110,14 +111,37 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
             continue
         floats = model.quant_predicate(path, module) or "scales" in module
         side = "text" if text_side.fullmatch(path) else "audio" if floats else "kept"
-        size = sum(array.nbytes for array in named_arrays(module).values())
-        if how := chosen.get(path):
-            size = module.weight.size * how.bits // 8
-            groups = module.weight.size // how.group_size
-            # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
-            size += groups * (2 * module.weight.itemsize if how.mode == "affine" else 1)
-        sizes[side] += size
+        sizes[side] += _size(module, chosen.get(path))
     return sizes
+
+
+def _size(module: Any, how: Quantization | None) -> int:
+    """Bytes of a module, stored as ``how`` says."""
+    if how is None:
+        return sum(array.nbytes for array in named_arrays(module).values())
+    groups = module.weight.size // how.group_size
+    # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
+    scales = 2 * module.weight.itemsize if how.mode == "affine" else 1
+    return module.weight.size * how.bits // 8 + groups * scales
+
+
+def bits_per_weight(model: Any, plan: Plan = ORIGINAL) -> float:
+    """Stored bits, those of scales included, of each weight that may be quantised.
+
+    Args:
+        model: stored as it is, or opened to be stored by ``plan``.
+    """
+    chosen = quantizable(model, plan)
+    size = count = 0
+    for path, module in model.named_modules():
+        if "scales" in module:
+            count += 32 * module.weight.size // module.bits  # packed into words of 32 bits
+        elif model.quant_predicate(path, module):
+            count += module.weight.size
+        else:
+            continue
+        size += _size(module, chosen.get(path))
+    return 8 * size / count
 
 
 def _prompt(model: Any, streams: int) -> dict[str, int]:
@@ -166,11 +190,15 @@ class Choice:
     """
 
     folder: Path
-    plan: Plan
+    recipe: Recipe
     expected: Footprint
     peak: int
     limit: int | None
     line: str | None
+
+    @property
+    def plan(self) -> Plan:
+        return self.recipe.plan
 
     @property
     def roomy(self) -> bool:
@@ -184,22 +212,27 @@ def choose(
     asked: str | None = None,
     limit: str | None = None,
     *,
+    source: str = "SOURCE",
     streams: int = 1,
     late_clips: bool = False,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
     Args:
-        asked: as ``Plan.parse`` reads it, ``auto``, or None: nothing is quantised that need not be.
+        asked: as ``recipes.read`` reads it, ``auto``, or None: nothing is quantised that need not
+            be.
         limit: as ``parse_size`` reads it; None is the machine's.
+        source: what the user calls the checkpoint.
         streams: texts spoken at once.
         late_clips: references are encoded while the talker is in memory.
 
     Raises:
-        InputError: a plan or a limit that cannot be read, or too little memory: what would fit.
+        InputError: a recipe or a limit that cannot be read, a recipe that needs a conversion, or
+            too little memory: what would fit.
         CheckpointError: a checkpoint that cannot be used.
     """
-    plan = None if asked is None or asked == AUTO else Plan.parse(asked)
+    named = None if asked is None or asked == AUTO else at_once(read(asked), source)
+    plan = None if named is None else named.plan
     allowed = machine_limit() if limit is None else parse_size(limit)
     model = open_model(folder)
     if plan is not None:
@@ -211,12 +244,13 @@ def choose(
         if allowed is None or (peak <= allowed and plan in (None, candidate)):
             break
     else:
-        raise InputError(_refusal(plan, looked_at, allowed or 0, streams))
+        raise InputError(_refusal(named, looked_at, allowed or 0, streams))
     line = f"{gigabytes(allowed)} of memory: " if allowed is not None else ""
-    line += f"loading {_bits(candidate)}, expected peak {gigabytes(peak, up=True)}"
+    recipe = named or of(candidate)
+    line += f"loading {_bits(candidate, named)}, expected peak {gigabytes(peak, up=True)}"
     line += f" with {streams} texts at once" if streams > 1 else ""
     told = asked or limit or len(looked_at) > 1
-    return Choice(folder, candidate, expected, peak, allowed, line if told else None)
+    return Choice(folder, recipe, expected, peak, allowed, line if told else None)
 
 
 def _sizes(
@@ -233,22 +267,29 @@ def _sizes(
                 yield plan, footprint(model, plan, codec, streams=streams)
 
 
-def _bits(plan: Plan) -> str:
-    return "as it is stored" if plan == Plan() else f"at {plan.name} bits"
+def _bits(plan: Plan, named: Recipe | None = None) -> str:
+    if plan == Plan():
+        return "as it is stored"
+    if plan in PLANS.values() or named is None:
+        return f"at {plan.name} bits"
+    return f"as the recipe {named.name} has it"
 
 
-def _refusal(plan: Plan | None, needs: dict[Plan, int], limit: int, streams: int) -> str:
+def _refusal(named: Recipe | None, needs: dict[Plan, int], limit: int, streams: int) -> str:
+    plan = None if named is None else named.plan
     there = f"there are {gigabytes(limit)}"
     fits = next((p for p in needs if needs[p] <= limit), None)
     if plan is not None and fits is not None:
         return (
-            f"Loaded {_bits(plan)}, the model needs {gigabytes(needs[plan], up=True)}, "
+            f"Loaded {_bits(plan, named)}, the model needs {gigabytes(needs[plan], up=True)}, "
             f"and {there}. {_bits(fits).capitalize()} it needs {gigabytes(needs[fits], up=True)}: "
             f"--quantize {fits.name}."
         )
     least = min(needs, key=lambda p: needs[p])
+    asked = named if least == plan else None
     fewer = "lower --max-batch, " if streams > 1 else ""
     return (
-        f"The model needs at least {gigabytes(needs[least], up=True)} {_bits(least)}, and {there}. "
+        f"The model needs at least {gigabytes(needs[least], up=True)} {_bits(least, asked)}, "
+        f"and {there}. "
         f"Free some, {fewer}or say how much it may take with --memory-limit."
     )

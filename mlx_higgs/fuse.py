@@ -172,12 +172,13 @@ def _write(
 
     from .codec.checkpoint import bundled_tensors
     from .peft import theirs
-    from .saving import SHARD_LIMIT, copy_files, save_weights, write_json
+    from .saving import SHARD_LIMIT, copy_files, save_weights, without_measured, write_json
     from .weights import read_json
 
     config = read_json(base / "config.json")
     if dequantize and stored_quantization(config):
         config = {k: v for k, v in config.items() if not k.startswith("quantization")}
+    config = without_measured(config, floats=dequantize)
     names = talker.names_in(config)
     bundled = codec_folder == base
     if codec_folder and not bundled:
@@ -192,13 +193,13 @@ def _write(
 
 def _card(talker: Any, model: str, adapter: Path, name: str) -> str:
     from . import __version__
-    from .saving import FRONT, LICENCE, Recipe
+    from .cards import FRONT, LICENCE, Conversion
 
-    recipe = Recipe(model)
+    made = Conversion(model)
     return (FRONT + ORIGIN + LICENCE).format(
-        base_model=f"base_model: {recipe.repo}\n" if recipe.repo else "",
+        base_model=f"base_model: {made.repo}\n" if made.repo else "",
         name=name,
-        origin=recipe.title,
+        origin=made.title,
         adapter=adapter.resolve().name,
         version=__version__,
         original=talker.ORIGIN,

@@ -211,10 +211,13 @@ def _deliver(arguments: argparse.Namespace, speech: Speech, job: SpeechJob | Lon
 
 def _tell(arguments: argparse.Namespace, speech: Speech, job: SpeechJob | LongJob) -> None:
     first_audio, said = job.first_audio if arguments.stream else None, said_by(job)
-    for piece in said:
-        if piece.fault:
-            where = f"{piece.start / speech.sampling_rate:.1f} s"
-            note(f"warning: the piece at {where} {piece.fault}: {piece.text[:60]!r}")
+    for piece in doubtful(job):
+        what = f"the piece at {piece.start / speech.sampling_rate:.1f} s"
+        what = "the speech" if len(said) == 1 else what
+        tried = f" in all {piece.attempts} attempts" if piece.attempts > 1 else ""
+        note(f"warning: {what} {piece.fault}{tried}: {piece.text[:60]!r}")
+        if arguments.stream:
+            note("What was heard cannot be drawn again: leave out --stream, or try another --seed.")
     note(summary(speech, first_audio))
     if arguments.json:
         result = report(speech, arguments.output, first_audio, said)
@@ -224,17 +227,25 @@ def _tell(arguments: argparse.Namespace, speech: Speech, job: SpeechJob | LongJo
 
 
 def said_by(job: SpeechJob | LongJob) -> Sequence[Said]:
-    """The pieces of a long text; none where there was but one."""
+    """The pieces of a long text, or of one that may be drawn again; else none."""
     return getattr(job, "said", ())
 
 
-def _check_pieces(job: SpeechJob | LongJob) -> None:
-    """Raises Doubtful if some of a long text may be wrong."""
-    from .takes import Doubtful
+def doubtful(job: SpeechJob | LongJob) -> list[Said]:
+    """Those that may be wrong; not a single one that was cut where the request wants it."""
+    from .takes import is_final
 
     said = said_by(job)
-    if faults := [piece for piece in said if piece.fault]:
-        raise Doubtful(len(faults), len(said))
+    alone = len(said) == 1
+    return [p for p in said if p.fault and not (alone and is_final(p.stop_reason, job.request))]
+
+
+def _check_pieces(job: SpeechJob | LongJob) -> None:
+    """Raises Doubtful if some of it may be wrong."""
+    from .takes import Doubtful
+
+    if faults := doubtful(job):
+        raise Doubtful(len(faults), len(said_by(job)))
 
 
 def _lines(arguments: argparse.Namespace):

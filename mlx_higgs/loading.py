@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from . import doubts
 from .defaults import Defaults
 from .models import family, get_model_classes
 from .models.snapshot import Snapshot
@@ -24,6 +25,7 @@ from .quantization import (
     quantize_module,
     stored_quantization,
 )
+from .recipes import Recipe, at_once, of
 from .types import CheckpointError, InputError
 from .weights import load_tensors, named_arrays, read_header, read_json, weight_files
 
@@ -50,6 +52,7 @@ class Higgs:
         talker: the model, whose weights may still be on disk: for its shape alone.
         adapter: what was put on it.
         unread: the weights are still on disk.
+        recipe: what was quantised while loading; None: nothing was.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Higgs:
     tokenizer_source: str | Path | None = None
     adapter: Path | None = None
     unread: bool = False
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         self.original = Snapshot(self.talker)  # before anybody changes a weight
@@ -91,7 +95,17 @@ class Higgs:
 
     @cached_property
     def defaults(self) -> Defaults:
-        return Defaults.from_pretrained(self.path, type(self.talker))
+        found = Defaults.from_pretrained(self.path, type(self.talker))
+        return found if self.recipe is None else found.under(self.recipe.sampling)
+
+    @cached_property
+    def doubt(self) -> str:
+        """What is known against how it is stored; "" if nothing is."""
+        bits, least = doubts.spoken_bits(self.talker), self.talker.LEAST_BITS
+        if self.recipe is not None:
+            return doubts.of_recipe(self.recipe, family(self._config), bits, least)
+        path = self.path / "config.json"
+        return doubts.of_config(read_json(path, required=False), bits, least, path)
 
 
 def prompt_class(config: dict) -> Any:
@@ -190,7 +204,7 @@ def load(
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
     adapter: str | Path | None = None,
-    quantize: Quantization | Plan | None = None,
+    quantize: str | Recipe | Plan | Quantization | None = None,
     revision: str | None = None,
     read_now: bool = True,
 ) -> Higgs:
@@ -200,16 +214,18 @@ def load(
         path_or_repo: a folder, a hub repository, or ``demo``.
         codec, tokenizer: where these are when not beside the model.
         adapter: what was trained on top: a folder or hub repository, mlx-lm's or PEFT's.
-        quantize: quantise while loading; the source's full size is never held.
+        quantize: quantise while loading; the source's full size is never held. A recipe's name
+            (``q8``), bits as ``8/4``, a recipe or a plan.
         read_now: False leaves the talker's weights on disk until they are needed, so that a clip
             can be encoded before they take their room.
 
     Raises:
         InputError: nothing there. CheckpointError: it cannot be used.
     """
+    recipe = at_once(of(quantize), str(path_or_repo))
     path = resolve(path_or_repo, revision)
     trained = None if adapter is None else resolve_adapter(adapter)
-    model = open_model(path, quantize=quantize, fuse=trained is None)
+    model = open_model(path, quantize=recipe.plan, fuse=trained is None)
     if read_now or trained is not None:
         read_weights(model)
     if trained is not None:
@@ -217,7 +233,9 @@ def load(
 
         apply_adapter(model, trained)
         fuse_layers(model)
-    return Higgs(path, model, codec, tokenizer, trained, unread=not (read_now or trained))
+    unread = not (read_now or trained)
+    asked = None if recipe.plan == Plan() else recipe
+    return Higgs(path, model, codec, tokenizer, trained, unread=unread, recipe=asked)
 
 
 def fuse_layers(model: Any) -> None:

@@ -50,6 +50,7 @@ def speak(
     sampling_rate: int = SAMPLE_RATE,
     live: bool = True,
     anchor: bool = False,
+    alone: int = 0,
 ) -> AnyJob | LongJob:
     """A request's text, cut into pieces; one that is a single piece is simply started.
 
@@ -57,20 +58,23 @@ def speak(
         start: makes a job of a request.
         chunking: with all that it leaves to the checkpoint settled.
         sampling_rate, live, anchor: as `LongJob` takes them.
+        alone: other seeds for a single piece that failed.
 
     Raises:
         InputError: a request that cannot be met.
     """
     texts = chunking.cut(request.target_text)
     if len(texts) < 2:
-        return start(request)
+        if not alone:
+            return start(request)
+        chunking = replace(chunking, retries=alone)
     return LongJob(
         start, request, texts, chunking, sampling_rate=sampling_rate, live=live, anchor=anchor
     )
 
 
 class LongJob:
-    """A speech of several pieces under way, with the surface of ``server.SpeechJob``.
+    """A speech of pieces under way, with the surface of ``server.SpeechJob``.
 
     Iterated, once, it hands out samples as they come, and what went out is not drawn again. `run`,
     and an iteration that is not ``live``, hold a piece until it is whole and draw it again if it
@@ -112,6 +116,7 @@ class LongJob:
         self._context: Context[mx.array] = Context(chunking.context or 0, anchor=anchor)
         self._told: Callable[[int], None] | None = None
         self._rows = self._frames = self._samples = 0  # of pieces done, of those, sent
+        self._codes: np.ndarray | None = None  # of a single piece
         self._rate, self._closed, self._begun = sampling_rate, False, False
         self._started = time.perf_counter()
         self._job = start(self._request(0))
@@ -154,7 +159,7 @@ class LongJob:
         return self._play(self._live)
 
     def run(self) -> Speech:
-        """All pieces as one speech, faded as the request wants it; it keeps no codes.
+        """All pieces as one speech, faded as the request wants it; codes of a single one alone.
 
         Raises:
             GenerationError, InputError: as the iteration; it was closed meanwhile.
@@ -186,6 +191,7 @@ class LongJob:
             stop_reason=self.stop_reason,
             seed=self.seed,
             seconds=time.perf_counter() - self._started,
+            codes=self._codes,
         )
 
     def _play(self, live: bool) -> Iterator[SpeechChunk | None]:
@@ -215,7 +221,7 @@ class LongJob:
         attempts = Attempts(
             self._start,
             self._request(place),
-            [piece_seed(self.seed, 0, place, n) for n in range(self._chunking.retries + 1)],
+            [piece_seed(self.seed, 0, place, n) for n in range(self._chunking.attempts)],
             live=live,
             watch=self._watch,
             first=None if place else self._job,
@@ -240,6 +246,7 @@ class LongJob:
             Said(text, begin, self._samples, take.seed, take.attempts, take.stop_reason)
         )
         self._rows, self._frames = self._rows + take.rows, self._frames + len(take.codes)
+        self._codes = take.codes if len(self._texts) == 1 else None
         if take.good:
             self._context.keep(text, mx.array(take.codes))
 

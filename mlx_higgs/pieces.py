@@ -44,7 +44,8 @@ class Chunking:
         limit: letters in a piece, or words.
         context: pieces said before that each piece is told of, beside the voice's clip.
         gap_ms, fade_ms: silence between pieces, and fades at both sides of it.
-        retries: how often a piece that failed is drawn again.
+        retries: how often a piece that failed is drawn again; None: 2, and for a text of one piece
+            none, unless its model is known to be weak.
         language: of the text, as ISO 639-1 says it.
 
     Raises:
@@ -56,7 +57,7 @@ class Chunking:
     context: int | None = None
     gap_ms: float = GAP_MS
     fade_ms: float = FADE_MS
-    retries: int = RETRIES
+    retries: int | None = None
     language: str = "en"
 
     def __post_init__(self):
@@ -66,14 +67,20 @@ class Chunking:
             raise InputError(f"The limit of a piece is {self.limit}: it must be 1 or more.")
         if self.context is not None and not 0 <= self.context <= MAX_CONTEXT:
             raise InputError(f"The context is {self.context} pieces: use 0 to {MAX_CONTEXT}.")
-        for name, least in (("gap_ms", 0), ("fade_ms", 0), ("retries", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
+        for name in ("gap_ms", "fade_ms", "retries"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name} is {value}: it must be 0 or more.")
 
     def settled(self, letters: int | None, context: int) -> Chunking:
         """With what a checkpoint prefers where this leaves it open; its letters are no words."""
         limit = letters if self.limit is None and self.mode != "word" else self.limit
         return replace(self, limit=limit, context=context if self.context is None else self.context)
+
+    @property
+    def attempts(self) -> int:
+        """How often a piece of several is drawn at most."""
+        return 1 + (RETRIES if self.retries is None else self.retries)
 
     def cut(self, text: str) -> list[str]:
         """The texts that are one generation each; none is blank."""

@@ -6,7 +6,9 @@ MLX is imported where it is used, because ``--help`` reads the tables.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .types import CheckpointError, InputError
@@ -24,6 +26,8 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((16,), (4,)),
 }
 BITS = re.compile(r"(\d+)(?:/(\d+))?")  # of both sides, or of the audio's and the text's
+ATTENTION = r"^layers\.\d+\.(\w+_)?attn\."
+LAYER = re.compile(r"layers\.(\d+)\.")
 ELEMENTS_AT_ONCE = 1 << 15  # some 3 MB of temporaries
 
 
@@ -59,21 +63,71 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How some modules are stored, whatever their side: those whose path ``pattern`` finds.
+
+    Args:
+        how: None leaves them as they are.
+        ends: in place of a pattern, of so many layers at either end of the stack.
+
+    Raises:
+        InputError: a pattern that cannot be read, or less than one layer.
+    """
+
+    pattern: str = ""
+    how: Quantization | None = None
+    ends: int | None = None
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise InputError(f"{self.pattern!r} is no regular expression: {error}.") from error
+        if self.ends is not None and self.ends < 1:
+            raise InputError(f"{self.ends} layers at either end: it must be 1 or more.")
+
+    def covers(self, path: str, layers: int) -> bool:
+        """Whether it is for the module at ``path`` of a model of so many layers."""
+        if self.ends is None:
+            return re.search(self.pattern, path) is not None
+        found = LAYER.match(path)
+        return found is not None and not self.ends <= int(found[1]) < layers - self.ends
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        if self.ends is not None:
+            return "the first and the last " + (
+                "layer" if self.ends == 1 else f"{self.ends} layers"
+            )
+        return "attention" if self.pattern == ATTENTION else f"what {self.pattern!r} finds"
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a talker's modules are stored, by what uses them; None leaves a side as it is.
 
     Args:
         audio: of all that a frame of speech reads.
         text: of what only a prompt's text reads (a model's ``TEXT_SIDE``), once per request.
+        rules: exceptions; a later one beats an earlier.
+        table: in place of all these, every module's own: pairs of path and width.
     """
 
     audio: Quantization | None = None
     text: Quantization | None = None
+    rules: tuple[Rule, ...] = ()
+    table: tuple[tuple[str, Quantization | None], ...] = ()
 
     @classmethod
     def of(cls, how: Quantization | Plan | None) -> Plan:
         """One width for both sides; a plan as it is."""
         return how if isinstance(how, Plan) else cls(how, how)
+
+    @classmethod
+    def exact(cls, chosen: Mapping[str, Quantization | None]) -> Plan:
+        """Each module as a table says; what is not in it stays as it is."""
+        return cls(table=tuple(sorted(chosen.items(), key=lambda pair: pair[0])))
 
     @classmethod
     def parse(cls, bits: str | None, group_size: int | None = None, mode: str = "affine") -> Plan:
@@ -96,35 +150,63 @@ class Plan:
         )
         return cls(audio, text)
 
+    def but(self, *rules: Rule) -> Plan:
+        """With more exceptions, which beat those there are."""
+        return replace(self, rules=self.rules + rules)
+
     def doubt(self, least: int) -> str:
         """What a person should know if less than ``least`` bits are left of what speaks; or ""."""
-        if self.audio is None or self.audio.bits >= least:
-            return ""
-        return (
-            f"warning: with {self.audio.bits} bits this model is known to miss the end of its "
-            f"speech: {least} or more are safer, 8 are the usual choice"
-        )
+        return "" if self.audio is None else few_bits(self.audio.bits, least)
 
     @property
     def name(self) -> str:
-        """As ``parse`` reads it."""
+        """As ``parse`` reads it; with a ``+`` where there is more to say than it can."""
+        if self.table:
+            return "mixed"
         bits = [str(side.bits) if side else "none" for side in (self.audio, self.text)]
-        return "/".join(dict.fromkeys(bits))
+        return "/".join(dict.fromkeys(bits)) + ("+" if self.rules else "")
 
     def side(self, text: bool) -> Quantization | None:
         return self.text if text else self.audio
 
-    def config(self, chosen: dict[str, Quantization]) -> dict | None:
+    def words(self) -> list[str]:
+        """Its rules for people, each of which beats those before it."""
+        if self.table:
+            counts = Counter(in_words(how) for _, how in self.table)
+            return [f"{count} modules: {how}" for how, count in counts.most_common()]
+        said = [in_words(self.audio)]
+        if self.text != self.audio:
+            said.append(f"what only a prompt's text uses: {in_words(self.text)}")
+        return said + [f"{rule.where}: {in_words(rule.how)}" for rule in self.rules]
+
+    def config(self, chosen: Mapping[str, Quantization]) -> dict | None:
         """The ``quantization`` block of mlx-lm's config: one for all, and entries of their own.
 
         Args:
             chosen: what ``quantizable`` says.
         """
-        first = self.audio or self.text
-        if first is None:
+        if not chosen:
             return None
+        first = self.audio or self.text or Counter(chosen.values()).most_common(1)[0][0]
         other = {path: how.config() for path, how in chosen.items() if how != first}
         return first.config() | other
+
+
+ORIGINAL = Plan()  # all as it is
+
+
+def few_bits(bits: float, least: int) -> str:
+    """What a person should know of a model with so many of the ``least`` bits it needs; or ""."""
+    if bits >= least:
+        return ""
+    return (
+        f"with {bits:.3g} bits this model is known to miss the end of its speech: "
+        f"{least} or more are safer, 8 are the usual choice"
+    )
+
+
+def in_words(how: Quantization | None) -> str:
+    return f"{how.bits} bits in groups of {how.group_size} ({how.mode})" if how else "no"
 
 
 # what a name stands for, best first: the audio side is what rounding is heard in
@@ -146,14 +228,18 @@ def _check(mode: str, name: str, value: int, allowed: tuple[int, ...]) -> None:
 def quantizable(model: Any, plan: Plan) -> dict[str, Quantization]:
     """Path -> width of a talker's modules to quantise: those that its own predicate allows.
 
+    What the predicate keeps (the table of codes, the audio head) stays as it is, whatever a rule
+    or a table says.
+
     Raises:
-        InputError: one whose width is no multiple of the group size.
+        InputError: a width that is no multiple of the group size, a rule that is for no module.
     """
-    text_side = re.compile(model.TEXT_SIDE)
+    allowed = {p: m for p, m in model.named_modules() if model.quant_predicate(p, m)}
+    _check_rules(plan, allowed, len(model.layers))
+    table = dict(plan.table)
     chosen = {}
-    for path, module in model.named_modules():
-        how = plan.side(text_side.fullmatch(path) is not None)
-        if how and model.quant_predicate(path, module):
+    for path, module in allowed.items():
+        if how := table.get(path) if table else _how(plan, path, model):
             width = module.weight.shape[-1]
             if width % how.group_size:
                 raise InputError(
@@ -162,6 +248,25 @@ def quantizable(model: Any, plan: Plan) -> dict[str, Quantization]:
                 )
             chosen[path] = how
     return chosen
+
+
+def _how(plan: Plan, path: str, model: Any) -> Quantization | None:
+    how = plan.side(re.fullmatch(model.TEXT_SIDE, path) is not None)
+    for rule in plan.rules:
+        if rule.covers(path, len(model.layers)):
+            how = rule.how
+    return how
+
+
+def _check_rules(plan: Plan, allowed: Mapping[str, Any], layers: int) -> None:
+    """A rule for nothing is a slip of the pen."""
+    for rule in plan.rules:
+        if not any(rule.covers(path, layers) for path in allowed):
+            some = ", ".join(sorted(path for path in allowed if LAYER.match(path))[:3])
+            raise InputError(
+                f"{rule.pattern!r} finds no module that may be quantised: the paths are like "
+                f"{some}."
+            )
 
 
 def quantize_module(module: nn.Linear | nn.Embedding, how: Quantization) -> nn.Module:

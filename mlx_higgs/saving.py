@@ -1,4 +1,4 @@
-"""A talker in memory -> a checkpoint folder and its card, there whole or not at all."""
+"""A talker in memory -> a checkpoint folder, there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,57 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from . import __version__
-from .models.base import Origin
-from .quantization import Plan, Quantization
+from .doubts import BLOCK, MEASURED
 from .types import InputError
 from .weights import INDEX
 
-FRONT = """\
----
-library_name: mlx
-pipeline_tag: text-to-speech
-license: other
-tags:
-- mlx
-- higgs-audio
-- text-to-speech
-{base_model}---
-
-# {name}
-"""
-LICENCE = """
-## Licence
-
-These weights are derived from {origin} and inherit its licence. What goes back to Boson AI's
-{original.name} is under the [{original.licence}](https://huggingface.co/{original.repos[0]}).
-"""
-CARD = (
-    FRONT
-    + """
-Made from {origin} with mlx_higgs {version} (MLX {mlx_version}):
-
-```
-{command}
-```
-
-| | |
-|---|---|
-| Parameters | {parameters:,} |
-| Weights | {size:,} bytes, {bits:.2f} bits per parameter |
-| Quantised | {quantized} |
-| Kept in {dtype} | {kept} |
-| Codec | {codec} |
-| Tokenizer | {tokenizer} |
-
-## Use
-
-```
-python -m mlx_higgs.generate --model PATH --text "Good morning."
-```
-"""
-    + LICENCE
-)
 SHARD_LIMIT = 5_000_000_000  # bytes in one weight file, the hub's custom
 TOKENIZER = "tokenizer.json"
 COPIED = (  # beside the weights: what the prompts and other loaders read, and the licence
@@ -196,19 +147,34 @@ def split(tensors: dict[str, mx.array], limit: int) -> list[dict[str, mx.array]]
     return shards
 
 
-def converted_config(config: dict, block: dict | None, dtype: str | None) -> dict:
+def converted_config(
+    config: dict, block: dict | None, dtype: str | None, ours: dict | None = None
+) -> dict:
     """The source's config with what has changed, spelled as mlx-lm does.
 
     Args:
         block: how the weights are quantised (``Plan.config``).
+        ours: what else is to be known of that (``recipe_block``).
     """
-    config = dict(config)
+    config = {key: value for key, value in config.items() if key != BLOCK}
     if dtype:
         config = _with_dtype(config, dtype)
     if block:
         # mlx-lm reads the first name, the hub's file browser the second
         config["quantization"] = config["quantization_config"] = block
-    return config
+    return config | ({BLOCK: ours} if ours else {})
+
+
+def without_measured(config: dict, *, floats: bool) -> dict:
+    """The config of a checkpoint whose weights have changed: what was measured is true no more.
+
+    Args:
+        floats: nor is it quantised any more.
+    """
+    ours = {} if floats else dict(config.get(BLOCK) or {})
+    ours.pop(MEASURED, None)
+    rest = {key: value for key, value in config.items() if key != BLOCK}
+    return rest | ({BLOCK: ours} if ours else {})
 
 
 def _with_dtype(config: dict, dtype: str) -> dict:
@@ -228,86 +194,3 @@ def copy_files(source: Path, folder: Path) -> None:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is made of which source."""
-
-    source: str
-    revision: str | None = None
-    quantize: Quantization | Plan | None = None
-    dtype: str | None = None
-
-    @property
-    def plan(self) -> Plan:
-        return Plan.of(self.quantize)
-
-    @property
-    def repo(self) -> str | None:
-        """The source's name on the hub, where it comes from there."""
-        local = self.source == "demo" or Path(self.source).expanduser().is_dir()
-        return None if local else self.source
-
-    @property
-    def title(self) -> str:
-        """The source, by a name that says nothing of this machine's folders."""
-        return self.repo or Path(self.source).expanduser().resolve().name
-
-    def describe(self) -> str:
-        audio, text = (_in_words(side) for side in (self.plan.audio, self.plan.text))
-        return audio if audio == text else f"{audio}; what only a prompt's text uses: {text}"
-
-    def command(self) -> str:
-        words = ["python -m mlx_higgs.convert", f"--hf-path {self.title}"]
-        if self.revision:
-            words.append(f"--revision {self.revision}")
-        if how := self.plan.audio or self.plan.text:
-            bits = f"--q-bits {self.plan.name}"
-            words.append(f"{bits} --q-group-size {how.group_size} --q-mode {how.mode}")
-        if self.dtype:
-            words.append(f"--dtype {self.dtype}")
-        return " \\\n    ".join(words)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was written, for the card."""
-
-    parameters: int
-    size: int  # bytes
-    kept: list[str]  # modules that could be quantised and are not
-    dtype: str  # theirs
-    codec: str  # how and where
-    tokenizer: bool
-    original: Origin
-
-    @property
-    def bits(self) -> float:
-        """Stored bits per parameter, scales included."""
-        return 8 * self.size / self.parameters
-
-
-def _in_words(how: Quantization | None) -> str:
-    return f"{how.bits} bits in groups of {how.group_size} ({how.mode})" if how else "no"
-
-
-def model_card(name: str, recipe: Recipe, result: Result) -> str:
-    """The README of a converted checkpoint."""
-    return CARD.format(
-        base_model=f"base_model: {recipe.repo}\n" if recipe.repo else "",
-        name=name,
-        origin=recipe.title,
-        version=__version__,
-        mlx_version=version("mlx"),
-        command=recipe.command(),
-        parameters=result.parameters,
-        size=result.size,
-        bits=result.bits,
-        quantized=recipe.describe(),
-        dtype=result.dtype,
-        kept=", ".join(result.kept) if recipe.quantize else "all",
-        codec=result.codec,
-        tokenizer="included" if result.tokenizer else "not included",
-        original=result.original,
-    )

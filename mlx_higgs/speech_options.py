@@ -105,7 +105,12 @@ def add_chunk_options(group: Any, modes: Sequence[str]) -> None:
         help="earlier pieces that each is told of, beside its voice (default: the checkpoint's)",
     )
     group.add_argument("--gap-ms", type=float, help="silence between pieces (150)")
-    group.add_argument("--retries", type=int, help="other seeds for a piece that failed (2)")
+    group.add_argument(
+        "--retries",
+        type=int,
+        help="other seeds for a piece that failed (2; for a text "
+        "of one piece 0, or 2 if the model is known to be weak)",
+    )
     group.add_argument("--language", default="en", help="of the text, for its abbreviations (en)")
 
 

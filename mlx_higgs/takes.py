@@ -48,13 +48,14 @@ Start = Callable[[Request], Job]
 
 
 class Doubtful(GenerationError):  # noqa: N818
-    """A long text was said, and is there, but some of its pieces may be wrong."""
+    """A text was said, and is there, but some of its pieces may be wrong."""
 
     exit_code = DOUBTFUL
 
     def __init__(self, faults: int, pieces: int):
+        which = f"{faults} of {pieces} pieces" if pieces > 1 else "The speech"
         super().__init__(
-            f"{faults} of {pieces} pieces may be wrong. The sound is there: listen to them, and "
+            f"{which} may be wrong. The sound is there: listen to it, and "
             "try another --seed or more --retries."
         )
 

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from checkpoints import TINY, all_logits, nbytes, random_checkpoint, tensors
 
-from mlx_higgs import saving
+from mlx_higgs import __version__, saving
 from mlx_higgs.cli import run
-from mlx_higgs.convert import asked_quantization, build_parser, convert, main
+from mlx_higgs.convert import build_parser, convert, main
+from mlx_higgs.convert_options import asked_recipe
 from mlx_higgs.loading import DEMO, load, load_codec, load_model
 from mlx_higgs.models import get_model_classes
-from mlx_higgs.quantization import MODES, Quantization
+from mlx_higgs.quantization import MODES, Plan, Quantization
 from mlx_higgs.types import CheckpointError
 from mlx_higgs.weights import INDEX, read_header, weight_files
 
@@ -98,7 +99,10 @@ def test_config_is_the_sources_and_a_quantization_block(work: Path):
     folder = convert("demo", work / "demo", quantize=how, dtype="bfloat16")
     demo = json.loads((DEMO / "config.json").read_text())
     block = {"group_size": 32, "bits": 8, "mode": "affine"}
+    rules = ["8 bits in groups of 32 (affine)"]
+    ours = {"recipe": "custom", "rules": rules, "version": __version__}
     added = {"dtype": "bfloat16", "quantization": block, "quantization_config": block}
+    added |= {"mlx_higgs": ours}
     assert json.loads((folder / "config.json").read_text()) == demo | added
     folder = convert(str(TINY["boson"]), work / "boson", dtype="float16")
     text = source["text_config"] | {"torch_dtype": "float16"}
@@ -362,7 +366,8 @@ def test_bits_alone_quantise_the_demo(work: Path, capsys):
     ],
 )
 def test_any_option_asks_for_quantisation(options: list[str], asked: Quantization | None):
-    assert asked_quantization(build_parser().parse_args(options)) == asked
+    recipe = asked_recipe(build_parser().parse_args(options))
+    assert (recipe and recipe.plan) == (asked and Plan.of(asked))
 
 
 def test_both_spellings_of_options():

@@ -10,10 +10,10 @@ from mlx_higgs.audio import read_reference
 from mlx_higgs.evaluate.controls import deranged
 from mlx_higgs.evaluate.recogniser import PocketSphinx
 from mlx_higgs.evaluate.similarity import embed, nearest
-from mlx_higgs.evaluate.texts import draw_texts
 from mlx_higgs.evaluate.words import DIGITS, word_errors
 from mlx_higgs.server import HiggsAudioServer, SpeechRequest
 from mlx_higgs.types import Speech
+from mlx_higgs.vocabulary import draw_texts
 
 VOICES = Path(__file__).parent.parent / "examples" / "voice_prompts"
 SCENES = ("SPEAKER0: feminine", "SPEAKER0: masculine", "SPEAKER0: masculine, deep")

@@ -17,11 +17,12 @@ from mlx_higgs.evaluate.outcomes import Originals, judge
 from mlx_higgs.evaluate.plot import plot
 from mlx_higgs.evaluate.report import References, speech_report
 from mlx_higgs.evaluate.show import show
-from mlx_higgs.evaluate.texts import SENTENCES, draw_texts, read_recordings
+from mlx_higgs.evaluate.texts import SENTENCES, read_recordings
 from mlx_higgs.evaluate.trials import Trial, perform, plan, play_back
 from mlx_higgs.evaluate.words import DIGITS, spoken_words
 from mlx_higgs.loading import DEMO
 from mlx_higgs.types import CheckpointError, GenerationError, InputError, Speech
+from mlx_higgs.vocabulary import draw_texts
 
 PROMPTS = Path(__file__).parent.parent / "examples" / "voice_prompts"
 NAMES = ("en_man", "en_man_deep", "en_woman")

@@ -17,6 +17,7 @@ from ..server import SpeechRequest
 from ..server.opening import load_server
 from ..server.request import check_clips, references
 from ..types import InputError
+from ..vocabulary import draw_texts
 from ..voices import Reference
 from .cloning import Voices, cloning_report
 from .outcomes import Originals, Outcome, judge
@@ -24,7 +25,7 @@ from .plot import check_plot, plot
 from .recogniser import PocketSphinx, Recogniser, Whisper, choose_grammar
 from .report import References, SpeechReport, speech_report
 from .show import show
-from .texts import SENTENCES, Recording, draw_texts, read_recordings, read_texts, recording
+from .texts import SENTENCES, Recording, read_recordings, read_texts, recording
 from .trials import Take, perform, plan, play_back
 from .words import installed_jiwer, spoken_words
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +12,8 @@ from .. import audio
 from ..text import read_text
 from ..types import SAMPLE_RATE, InputError
 from ..voices import SUFFIXES, reference
-from .words import DIGITS, spoken_words
+from .words import spoken_words
 
-DIGITS_PER_TEXT = (3, 6)
-WORDS_PER_TEXT = (4, 8)
 NUMBER = re.compile(r"_\d+$")
 
 # Said when there is neither a file nor a checkpoint's vocabulary: sentences of common words.
@@ -59,18 +55,6 @@ def read_texts(path: Path) -> list[str]:
         if not spoken_words(text):
             raise InputError(f"{path}: the line {text[:60]!r} has no word that could be counted.")
     return texts
-
-
-def draw_texts(words: Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` different texts of words in random order: 3 to 6 digits, or 4 to 8 words."""
-    rng = random.Random(seed)
-    low, high = DIGITS_PER_TEXT if set(words) <= set(DIGITS) else WORDS_PER_TEXT
-    texts: dict[str, None] = {}
-    for _ in range(100 * count):  # a vocabulary of two has not many texts
-        texts[" ".join(rng.choices(words, k=rng.randint(low, high)))] = None
-        if len(texts) == count:
-            break
-    return list(texts)
 
 
 @dataclass(frozen=True)

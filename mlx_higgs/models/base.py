@@ -36,6 +36,8 @@ class SpeechModel(Protocol):
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
     ADAPTED: ClassVar[tuple[str, ...]]  # modules of a layer that adapters go to
+    # of a layer: what makes an input, and the linear layers that read it and nothing else
+    SCALED_BY: ClassVar[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]]
     TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
     TEXT_SIDE: ClassVar[str]  # pattern of the modules that no frame of speech reads
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids

@@ -219,6 +219,14 @@ class Model(Talker):
         *(f"self_attn.{name}_proj" for name in "qkvo"),
         *(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
     )
+    # what makes an input, and what reads it: one factor can go from one to the other
+    SCALED_BY = (
+        (("input_layernorm", "audio_input_layernorm"), tuple(f"self_attn.{n}_proj" for n in "qkv")),
+        (("post_attention_layernorm",), ("mlp.gate_proj", "mlp.up_proj")),
+        (("mlp.up_proj",), ("mlp.down_proj",)),
+        (("audio_post_attention_layernorm",), ("audio_mlp.gate_proj", "audio_mlp.up_proj")),
+        (("audio_mlp.up_proj",), ("audio_mlp.down_proj",)),
+    )
     TEXT_PARTS = (  # Boson's freeze_llm
         r"embed_tokens|norm|"
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"

@@ -149,6 +149,12 @@ class Model(Talker):
         *(f"self_attn.{name}_proj" for name in "qkvo"),
         *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
     )
+    # what makes an input, and what reads it: one factor can go from one to the other
+    SCALED_BY = (
+        (("input_layernorm",), tuple(f"self_attn.{name}_proj" for name in "qkv")),
+        (("post_attention_layernorm",), ("mlp.gate_proj", "mlp.up_proj")),
+        (("mlp.up_proj",), ("mlp.down_proj",)),
+    )
     TEXT_PARTS = r"embed_tokens|norm|layers\.\d+\.\w+(\.\w+)?"
     TEXT_SIDE = r"embed_tokens"  # tied: a head that no frame of speech reads
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "embed_tokens"

@@ -93,7 +93,7 @@ class Narration:
         context = self._context(piece.speaker, role)
         seeds = [
             piece_seed(self._seed, piece.chapter, place, attempt)
-            for attempt in range(self._chunking.retries + 1)
+            for attempt in range(self._chunking.attempts)
         ]
         history = context.history()
         key = digest(FORMAT, self._model, role.content, piece.text, seeds[0], history)
@@ -108,7 +108,7 @@ class Narration:
 
     def _can_be_better(self, kept: Kept, role: Role) -> bool:
         """Whether it failed with fewer attempts than it has now."""
-        tried = kept.attempts > self._chunking.retries
+        tried = kept.attempts >= self._chunking.attempts
         return not tried and not is_final(kept.stop_reason, role.request)
 
     def _make(

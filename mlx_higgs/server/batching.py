@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from ..batch import Batch
+from ..longform import LongJob
 from ..types import HiggsError, Speech
 from .job import SpeechJob
 from .request import SpeechRequest
@@ -14,7 +15,7 @@ AHEAD = 2  # requests that wait, so that a place is never empty
 
 
 def run_together(
-    start: Callable[..., SpeechJob], batch: Batch, requests: Iterable[SpeechRequest]
+    start: Callable[..., SpeechJob | LongJob], batch: Batch, requests: Iterable[SpeechRequest]
 ) -> Iterator[tuple[int, Speech | HiggsError]]:
     """The place of each request, and its speech or why there is none, as they end."""
     coming = enumerate(requests)

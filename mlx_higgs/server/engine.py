@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
@@ -13,10 +14,11 @@ from pathlib import Path
 from .. import audio
 from ..batch import MAX_ROWS, Batch
 from ..delivery import STEADY, Delivery, Latency, choose
+from ..doubts import CAP_SHARE
 from ..frames import MAX_IDENTICAL_ROWS, Rows
 from ..loading import DEFAULT_MODEL, Higgs, load
 from ..longform import LongJob, speak
-from ..pieces import PREFERRED, Chunking
+from ..pieces import PREFERRED, RETRIES, Chunking
 from ..prefix import (
     AUTO,
     ClipCodes,
@@ -26,6 +28,7 @@ from ..prefix import (
     voice_folder,
 )
 from ..quantization import Plan, Quantization
+from ..recipes import Recipe
 from ..text import normalize
 from ..types import (
     HiggsError,
@@ -41,6 +44,9 @@ from .batching import run_together
 from .job import SpeechJob
 from .request import SpeechRequest, check_clips, fit, references, spelled_out
 from .warm import warm_up
+
+LOG = logging.getLogger("mlx_higgs")
+WHOLE_TEXT = Chunking("none")
 
 
 class HiggsAudioServer:
@@ -78,30 +84,33 @@ class HiggsAudioServer:
         tokenizer_path: str | Path | None = None,
         *,
         adapter: str | Path | None = None,
-        quantize: Quantization | Plan | None = None,
+        quantize: str | Recipe | Plan | Quantization | None = None,
         revision: str | None = None,
         voice_cache: str | Path | None = AUTO,
     ) -> HiggsAudioServer:
         """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
 
+        What is known against how it is stored is logged, once.
+
         Args:
+            quantize: while loading: a recipe's name (``q8``), bits as ``8/4``, or a plan.
             voice_cache: a folder that keeps voices for the next process; None keeps them in memory
                 alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
         """
-        return cls(
-            load(
-                model_path,
-                codec=codec_path,
-                tokenizer=tokenizer_path,
-                adapter=adapter,
-                quantize=quantize,
-                revision=revision,
-            ),
-            voice_cache=voice_cache,
+        higgs = load(
+            model_path,
+            codec=codec_path,
+            tokenizer=tokenizer_path,
+            adapter=adapter,
+            quantize=quantize,
+            revision=revision,
         )
+        if higgs.doubt:
+            LOG.warning(higgs.doubt)
+        return cls(higgs, voice_cache=voice_cache)
 
     @property
     def sampling_rate(self) -> int:
@@ -184,7 +193,7 @@ class HiggsAudioServer:
     def generate_batch(
         self, requests: Iterable[SpeechRequest], *, max_batch: int = MAX_ROWS
     ) -> Iterator[tuple[int, Speech | HiggsError]]:
-        """Say many texts side by side; each sounds as it would alone with its seed.
+        """Say many texts side by side, none of them cut; each sounds as alone with its seed.
 
         Args:
             requests: taken as there is room for them.
@@ -196,7 +205,8 @@ class HiggsAudioServer:
         Raises:
             InputError: max_batch below 1.
         """
-        return run_together(self.start, Batch(self.higgs.model, max_batch), requests)
+        start = partial(self.start_long, chunking=WHOLE_TEXT)
+        return run_together(start, Batch(self.higgs.model, max_batch), requests)
 
     def start(
         self, request: SpeechRequest, delivery: Delivery = STEADY, batch: Batch | None = None
@@ -208,7 +218,8 @@ class HiggsAudioServer:
         started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.preset(request.preset))
         prompt, text = self._prompt(request)
-        params = fit(params, request, text, prompt, self.higgs.talker.delay)
+        share = CAP_SHARE if self.higgs.doubt else 1.0
+        params = fit(params, request, text, prompt, self.higgs.talker.delay, share=share)
         join = partial(Rows, self.higgs.model) if batch is None else batch.join
         rows = join(
             prompt,
@@ -229,7 +240,9 @@ class HiggsAudioServer:
         """As ``start``, for a text of any length: it is cut into pieces, said one by one.
 
         A piece that failed is drawn again if nothing of it went out: in ``run``, or if the delivery
-        is ``WHOLE``. With a delivery of chunks, the iteration hands them on as they come.
+        is ``WHOLE``. With a delivery of chunks, the iteration hands them on as they come. A text of
+        one piece is drawn again, too, if the chunking names ``retries``, or if something is known
+        against how the model is stored (``Higgs.doubt``).
         """
         defaults = self.higgs.defaults
         clips = [v for v in references(request) or self._prepared if not isinstance(v, Profile)]
@@ -240,7 +253,14 @@ class HiggsAudioServer:
             sampling_rate=self.sampling_rate,
             live=not delivery.whole,
             anchor=not clips,
+            alone=self._retries(request, chunking),
         )
+
+    def _retries(self, request: SpeechRequest, chunking: Chunking) -> int:
+        """Other seeds for a text of one piece."""
+        if chunking.retries is not None:
+            return chunking.retries
+        return RETRIES if request.guards and self.higgs.doubt else 0
 
     def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
         wanted = request.normalize

@@ -37,6 +37,7 @@ def choose_plan(
         find_codec(path, arguments.codec),
         arguments.quantize,
         arguments.memory_limit,
+        source=arguments.model,
         streams=streams,
         late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
     )
@@ -69,11 +70,11 @@ def load_server(
         codec=arguments.codec,
         tokenizer=arguments.tokenizer,
         adapter=arguments.adapter,
-        quantize=choice.plan,
+        quantize=choice.recipe,
         read_now=False,
     )
-    if doubt := choice.plan.doubt(higgs.talker.LEAST_BITS):
-        note(doubt)
+    if higgs.doubt:
+        note(f"warning: {higgs.doubt}")
     return HiggsAudioServer(
         higgs,
         voice_cache=None if arguments.no_voice_cache else AUTO,

@@ -174,8 +174,13 @@ def fit(
     text: str,
     prompt: Prompt,
     delay: DelayPattern,
+    *,
+    share: float = 1.0,
 ) -> SamplingParams:
     """Bound the frames by the room there is and, guarded, by what the text can last.
+
+    Args:
+        share: of ``text.frame_cap``, for a model that is known to run on.
 
     Raises:
         InputError: a text that cannot fit.
@@ -194,5 +199,5 @@ def fit(
             f"({left / FRAME_RATE:.0f} s){why} are left for it. Split it, or {mend}."
         )
     if request.guards and request.max_new_frames is None:
-        frames = min(frames, frame_cap(text))
+        frames = min(frames, round(share * frame_cap(text)))
     return replace(params, max_frames=frames)
