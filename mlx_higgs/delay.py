@@ -74,6 +74,11 @@ class DelayPattern:
         """Ids below this are codes."""
         return min(self.bos_id, self.eos_id)
 
+    @property
+    def num_ending(self) -> int:
+        """So many codebooks, from the first on, end the speech by an EOS."""
+        return self.num_codebooks if self.edge_frames else 1
+
     def num_rows(self, frames: int) -> int:
         """Rows that a clip of so many frames takes."""
         return frames + 2 * self.edge_frames + self.num_codebooks - 1

@@ -12,6 +12,7 @@ from typing import Any
 from ..cli import Parser, run
 from ..types import GenerationError, InputError
 from .options import add_speech_parser
+from .quant_options import add_quant_parser
 from .speed_options import add_speed_parser
 
 GATES = """\
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(tools.add_parser("codec", help="the codec against the reference's golden file"))
     add_speech_parser(tools)
     add_speed_parser(tools)
+    add_quant_parser(tools)
     return parser
 
 
@@ -70,6 +72,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from .speed import run_speed
 
         run_speed(arguments)
+        return
+    if arguments.tool == "quant":
+        from .quant import run_quant
+
+        run_quant(arguments)
         return
     if arguments.tool == "parity":
         from .gates import gate_of

@@ -29,7 +29,9 @@ def add_speech_parser(tools: Any) -> None:
     add_model_options(parser.add_argument_group("which model"), None)
     _add_speech(parser)
     _add_voice(parser)
-    _add_recogniser(parser)
+    add_recogniser_options(parser).add_argument(
+        "--no-noise", action="store_true", help="leave the noise control out"
+    )
     _add_output(parser)
 
 
@@ -74,7 +76,8 @@ def _add_voice(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_recogniser(parser: argparse.ArgumentParser) -> None:
+def add_recogniser_options(parser: argparse.ArgumentParser) -> Any:
+    """What `speech.build_recogniser` reads; the group, for more."""
     group = parser.add_argument_group("recogniser (pocketsphinx)")
     group.add_argument(
         "--grammar",
@@ -101,7 +104,7 @@ def _add_recogniser(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="listen with whisper.cpp instead: a ggml model on this machine",
     )
-    group.add_argument("--no-noise", action="store_true", help="leave the noise control out")
+    return group
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
