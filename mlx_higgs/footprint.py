@@ -19,7 +19,7 @@ from .codec.model import CodecDecoder, CodecEncoder
 from .frames import PREFILL_POSITIONS
 from .loading import open_model
 from .memory import gigabytes, machine_limit, parse_size
-from .models.cache import buckets
+from .models.cache import Holds, buckets
 from .quantization import PLANS, Plan, quantizable
 from .types import FRAME_RATE, InputError
 from .weights import named_arrays
@@ -27,6 +27,11 @@ from .weights import named_arrays
 AUTO = "auto"  # as a plan: the best that fits
 SPEECH, REFERENCE = 60.0, 30.0  # seconds that an expected peak is for
 TOKENS_PER_SECOND = 5.0  # of text, for each second of speech
+PER_SECOND: dict[Holds, float] = {  # positions, by what a cache holds
+    "all": FRAME_RATE + TOKENS_PER_SECOND,
+    "audio": FRAME_RATE,
+    "text": TOKENS_PER_SECOND,
+}
 # Buffers of the widest layer alive at once, as measured on the CPU.
 PREFILL_BUFFERS = 14
 ENCODE_BUFFERS = 16
@@ -123,15 +128,15 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
 def _prompt(model: Any, streams: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
-    voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
-    whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
-    layers = args.num_hidden_layers
-    position = 2 * layers * args.num_key_value_heads * args.head_dim * item
+    position = 2 * args.num_key_value_heads * args.head_dim * item  # of one cache
+    voices = [math.ceil(REFERENCE * PER_SECOND[cache.holds]) for cache in model.make_cache()]
+    spoken = [math.ceil(SPEECH * PER_SECOND[cache.holds]) for cache in model.make_cache()]
+    wholes = [buckets(v + s) for v, s in zip(voices, spoken, strict=True)]
     widest = max(args.intermediate_size, args.hidden_size)
     return {
-        "cache": streams * (voice + buckets(whole)) * position,
-        "joining": streams * buckets(whole) * position // layers if streams > 1 else 0,
-        "prefill": PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item,
+        "cache": streams * (sum(voices) + sum(wholes)) * position,
+        "joining": streams * max(wholes) * position if streams > 1 else 0,
+        "prefill": PREFILL_BUFFERS * min(max(voices), PREFILL_POSITIONS) * widest * item,
     }
 
 

@@ -35,9 +35,7 @@ class SpeechModel(Protocol):
     """A talker: prompt in, one row of ``audio_logits`` per step out."""
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
-    ADAPTED: ClassVar[tuple[str, ...]]  # modules of a layer that adapters go to
     TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
-    TEXT_SIDE: ClassVar[str]  # pattern of the modules that no frame of speech reads
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
 
@@ -49,6 +47,16 @@ class SpeechModel(Protocol):
 
     args: Any
     layers: list[nn.Module]
+
+    @property
+    def ADAPTED(self) -> tuple[str, ...]:
+        """Modules of a layer that adapters go to."""
+        ...
+
+    @property
+    def TEXT_SIDE(self) -> str:
+        """Pattern of the modules that no frame of speech reads."""
+        ...
 
     @property
     def delay(self) -> DelayPattern: ...

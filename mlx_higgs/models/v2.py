@@ -6,6 +6,7 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,23 +18,22 @@ from ..delay import DelayPattern
 from ..sampling import SamplingParams
 from ..types import CheckpointError, InputError
 from .base import Origin
+from .cache import KVCache, length
 from .config import check_fixed, check_sizes
-from .layers import MLP, Attention, AttentionArgs, Cache, Route
-from .rotary import RopeArgs, Rotary, Turn
+from .layers import Cache, Route
+from .rotary import RopeArgs, Rotary
 from .talker import Talker
+from .variants import LAYERS, Kind, PlainLayer, layer_kinds
 
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
 BOSON_FIXED = {
     "audio_decoder_proj_num_layers": (0, 0, "decoder projection layers"),
-    "audio_embed_avg": (False, False, "averaged codebook embeddings"),
     "encode_audio_in_tokens": (False, True, "prompts without audio codes"),
     "encode_whisper_embed": (True, False, "Whisper features"),
     "skip_audio_tower": (False, True, "an audio tower"),
-    "use_audio_out_embed_projector": (False, False, "an embedding projector"),
-    "use_audio_out_self_attention": (False, False, "audio self-attention"),
-    "use_delay_pattern": (False, True, "streams without a delay pattern"),
+    "use_rq_transformer": (False, False, "a transformer over codebooks"),
 }
 LLAMA_FIXED = {
     "attention_bias": (False, False, "attention biases"),
@@ -64,6 +64,10 @@ class ModelArgs:
     audio_stream_bos_id: int
     audio_stream_eos_id: int
     placeholder_ids: tuple[int, ...]  # ids that stand for a row of codes in expanded prompts
+    layers: tuple[Kind, ...]
+    delayed: bool = True  # each codebook is a row behind the one before it
+    averaged: bool = False  # a row is the mean of its codes, not their sum
+    projected: bool = False  # and goes through a matrix
     text_head: bool = False
 
     @classmethod
@@ -118,14 +122,6 @@ def _llama(text: dict) -> dict:
 
 def _boson_audio(config: dict) -> dict:
     check_fixed(config, BOSON_FIXED)
-    adapter = config.get("audio_adapter_type", "stack")
-    layers = range(config["text_config"]["num_hidden_layers"])
-    dual = set(config.get("audio_dual_ffn_layers") or [])
-    if adapter not in ("dual_ffn", "dual_ffn_fast_forward") or dual != set(layers):
-        raise CheckpointError(
-            f"This checkpoint has adapter {adapter!r} with dual FFNs in {len(dual)} of "
-            f"{len(layers)} layers; only dual FFNs in every layer are supported."
-        )
     return {
         "num_codebooks": config["audio_num_codebooks"],
         "codebook_vocab": config["audio_codebook_size"] + 2,
@@ -133,6 +129,10 @@ def _boson_audio(config: dict) -> dict:
         "audio_stream_eos_id": config["audio_stream_eos_id"],
         # transformers marks the last rows of a clip by the id after <|audio_out_bos|>
         "placeholder_ids": (config["audio_out_token_idx"], config["audio_out_bos_token_id"] + 1),
+        "layers": layer_kinds(config),
+        "delayed": bool(config.get("use_delay_pattern")),
+        "averaged": bool(config.get("audio_embed_avg")),
+        "projected": bool(config.get("use_audio_out_embed_projector")),
     }
 
 
@@ -143,6 +143,7 @@ def _transformers_audio(config: dict) -> dict:
         "audio_stream_bos_id": config["audio_stream_bos_id"],
         "audio_stream_eos_id": config["audio_stream_eos_id"],
         "placeholder_ids": (config["audio_token_id"], config["audio_delay_token_id"]),
+        "layers": ("dual",) * config["num_hidden_layers"],
     }
 
 
@@ -159,39 +160,6 @@ def joined(weights: dict[str, mx.array]) -> dict[str, mx.array]:
                 rows = [whole.pop(name), whole.pop(other)]
                 whole[name.replace(f".{kind}_frozen.", ".")] = mx.concatenate(rows)
     return whole
-
-
-class DualFFNDecoderLayer(nn.Module):
-    """One attention for all positions; norms and FFN of their own for text and for audio."""
-
-    def __init__(self, args: ModelArgs):
-        super().__init__()
-        D, eps = args.hidden_size, args.rms_norm_eps
-        self.self_attn = Attention(
-            AttentionArgs(D, args.num_attention_heads, args.num_key_value_heads, args.head_dim)
-        )
-        self.mlp = MLP(D, args.intermediate_size)
-        self.audio_mlp = MLP(D, args.intermediate_size)
-        self.input_layernorm = nn.RMSNorm(D, eps=eps)
-        self.audio_input_layernorm = nn.RMSNorm(D, eps=eps)
-        self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
-        self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
-
-    def __call__(self, x: mx.array, route: Route, cache: Cache | None, turn: Turn) -> mx.array:
-        normed = route(x, self.input_layernorm, self.audio_input_layernorm)
-        x = x + self.self_attn(normed, cache, turn)
-        return x + route(x, self._text_ffn, self._audio_ffn)
-
-    def fuse(self) -> None:
-        """Fewer and larger multiplications, for generation."""
-        for part in (self.self_attn, self.mlp, self.audio_mlp):
-            part.fuse()
-
-    def _text_ffn(self, x: mx.array) -> mx.array:
-        return self.mlp(self.post_attention_layernorm(x))
-
-    def _audio_ffn(self, x: mx.array) -> mx.array:
-        return self.audio_mlp(self.audio_post_attention_layernorm(x))
 
 
 class Heads(nn.Module):
@@ -214,17 +182,10 @@ class Model(Talker):
         ("text_lm_head.", "audio_decoder_proj.text_lm_head."),
         ("model.", ""),
     ]
-    # what training adapts and freezes: modules of a layer, of the model, and what only text uses
-    ADAPTED = (
-        *(f"self_attn.{name}_proj" for name in "qkvo"),
-        *(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
-    )
     TEXT_PARTS = (  # Boson's freeze_llm
         r"embed_tokens|norm|"
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
     )
-    # what no frame of speech reads: may be stored in fewer bits than the rest
-    TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     SAMPLING, NORMALIZE = SamplingParams(), True
     ORIGIN = Origin(
@@ -250,7 +211,11 @@ class Model(Talker):
             args.num_codebooks * args.codebook_vocab, args.hidden_size
         )
         self._rotary = Rotary(args.rope, args.head_dim)
-        self.layers = [DualFFNDecoderLayer(args) for _ in range(args.num_hidden_layers)]
+        if args.projected:
+            self.audio_out_embed_projector = nn.Linear(
+                args.hidden_size, args.hidden_size, bias=False
+            )
+        self.layers: list[PlainLayer] = [LAYERS[kind](args) for kind in args.layers]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
 
@@ -262,7 +227,32 @@ class Model(Talker):
             args.audio_stream_bos_id,
             args.audio_stream_eos_id,
             edge_frames=1,
+            shift=int(args.delayed),
         )
+
+    @property
+    def ADAPTED(self) -> tuple[str, ...]:
+        """What adapters go to: attention, and the FFN of speech or, without any, the only one."""
+        names = {path for layer in self.layers for path, _ in layer.named_modules()}
+        ffn = "audio_mlp" if "audio_mlp" in names else "mlp"
+        modules = [
+            *(f"{part}.{name}_proj" for part in ("self_attn", "audio_attn") for name in "qkvo"),
+            *(f"{ffn}.{name}_proj" for name in ("gate", "up", "down")),
+        ]
+        return tuple(module for module in modules if module.split(".")[0] in names)
+
+    @property
+    def TEXT_SIDE(self) -> str:
+        """What no frame of speech reads: may be stored in fewer bits than the rest."""
+        of_layers = [
+            rf"layers\.{index}\.{layer.TEXT_SIDE}"
+            for index, layer in enumerate(self.layers)
+            if layer.TEXT_SIDE
+        ]
+        return "|".join(["embed_tokens", *of_layers, r"audio_decoder_proj\.text_lm_head"])
+
+    def make_cache(self) -> list[KVCache]:
+        return [KVCache(holds) for layer in self.layers for holds in layer.CACHES]
 
     def fuse(self) -> None:
         """Fewer and larger multiplications: what generation wants and training cannot use."""
@@ -277,10 +267,18 @@ class Model(Talker):
         ``cache`` None: ``x`` is all there is, as in training.
         """
         route = Route(is_audio)
-        turn = self._rotary.at(cache[0].offset if cache else 0, x.shape[1], x.dtype)
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x = layer(x, route, layer_cache, turn)
+        turn = self._rotary.at(length(cache) if cache else 0, x.shape[1], x.dtype)
+        caches = iter(cache or repeat(None))
+        for layer in self.layers:
+            x = layer(x, route, turn, *[next(caches) for _ in layer.CACHES])
         return self.norm(x)
+
+    def embed_rows(self, rows: mx.array) -> mx.array:
+        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
+        x = super().embed_rows(rows)
+        if self.args.averaged:
+            x = x / self.args.num_codebooks
+        return self.audio_out_embed_projector(x) if self.args.projected else x
 
     def audio_logits(self, h: mx.array) -> mx.array:
         """``[..., D]`` -> float32 ``[..., K, V]``."""
@@ -292,6 +290,10 @@ class Model(Talker):
         if not self.args.text_head:
             raise InputError("The text head was not loaded: load with text_head=True.")
         return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """The projector is a factor of the table of codes, and stays with it."""
+        return path != "audio_out_embed_projector" and super().quant_predicate(path, module)
 
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""

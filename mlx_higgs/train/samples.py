@@ -124,7 +124,7 @@ def row_labels(codes: np.ndarray, delay: DelayPattern, trained: bool = True) -> 
     (T, K), edge = codes.shape, delay.edge_frames
     labels = np.full((delay.num_rows(T), K), IGNORED, np.int16)
     for book in range(K if trained else 0):
-        first = book + edge
+        first = delay.shift * book + edge
         labels[first : first + T, book] = codes[:, book]
         labels[first + T : first + T + 1, book] = delay.eos_id
     return labels
