@@ -33,18 +33,18 @@ SIZES = Widths(
     codes=16,
 )
 SKIPPING = {"audio_adapter_type": "dual_ffn_fast_forward", "audio_dual_ffn_layers": [1]}
-HEARING = {"audio_dual_ffn_layers": [0, 2], "use_audio_out_self_attention": True}
+ATTENDING = {"audio_dual_ffn_layers": [0, 2], "use_audio_out_self_attention": True}
 PROJECTED = {"audio_embed_avg": True, "use_audio_out_embed_projector": True}
 TWELVE = {"audio_num_codebooks": 12}  # the reference's default, as is nearly all of `stack`
 VARIANTS: dict[str, dict[str, Any]] = {
     "stack": {"audio_adapter_type": "stack", "audio_dual_ffn_layers": None},
     "some_dual": {"audio_adapter_type": "dual_ffn", "audio_dual_ffn_layers": [1]},
     "fast_forward": SKIPPING,
-    "self_attention": {"audio_adapter_type": "dual_ffn", **HEARING},
+    "self_attention": {"audio_adapter_type": "dual_ffn", **ATTENDING},
     "projected": PROJECTED,
     "twelve": TWELVE,
     "undelayed": {"use_delay_pattern": False},
-    "everything": {**SKIPPING, **HEARING, **PROJECTED, **TWELVE},
+    "everything": {**SKIPPING, **ATTENDING, **PROJECTED, **TWELVE},
 }
 
 
@@ -98,22 +98,20 @@ def shapes(config: dict[str, Any], w: Widths) -> Iterator[tuple[str, tuple[int, 
 
 
 def _layer(config: dict[str, Any], w: Widths, dual: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    D, F, queries, keys = (
-        w.hidden_size,
-        w.intermediate_size,
-        w.heads * w.head_dim,
-        w.kv_heads * w.head_dim,
-    )
-    heard = dual and config["use_audio_out_self_attention"]
-    for attention in ("self_attn", "audio_attn") if heard else ("self_attn",):
-        for name, shape in zip("qkvo", [(queries, D), (keys, D), (keys, D), (D, queries)]):
-            yield f"{attention}.{name}_proj", shape
+    D, F = w.hidden_size, w.intermediate_size
+    queries, keys = w.heads * w.head_dim, w.kv_heads * w.head_dim
+    attended = dual and config["use_audio_out_self_attention"]
+    for attention in ("self_attn", "audio_attn") if attended else ("self_attn",):
+        for name, rows in zip("qkv", (queries, keys, keys), strict=True):
+            yield f"{attention}.{name}_proj", (rows, D)
+        yield f"{attention}.o_proj", (D, queries)
     for side in ("", "audio_") if dual else ("",):
         yield f"{side}input_layernorm", (D,)
         yield f"{side}post_attention_layernorm", (D,)
-        for name, shape in zip(("gate", "up", "down"), [(F, D), (F, D), (D, F)]):
-            yield f"{side}mlp.{name}_proj", shape
-    if heard:
+        yield f"{side}mlp.gate_proj", (F, D)
+        yield f"{side}mlp.up_proj", (F, D)
+        yield f"{side}mlp.down_proj", (D, F)
+    if attended:
         yield "audio_post_audio_attn_layer_norm", (D,)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -41,7 +42,8 @@ def where_forward(model: Model, x: mx.array, is_audio: np.ndarray) -> mx.array:
     """The layer by its definition: both paths for every position, then pick."""
     mask = mx.array(is_audio)[..., None]
     turn = Rotary(model.args.rope, model.args.head_dim).at(0, x.shape[1], x.dtype)
-    for layer in model.layers:
+    layers: list[Any] = model.layers
+    for layer in layers:
         n = mx.where(mask, layer.audio_input_layernorm(x), layer.input_layernorm(x))
         x = x + layer.self_attn(n, KVCache(), turn)
         text = layer.mlp(layer.post_attention_layernorm(x))

@@ -47,16 +47,8 @@ class SpeechModel(Protocol):
 
     args: Any
     layers: list[nn.Module]
-
-    @property
-    def ADAPTED(self) -> tuple[str, ...]:
-        """Modules of a layer that adapters go to."""
-        ...
-
-    @property
-    def TEXT_SIDE(self) -> str:
-        """Pattern of the modules that no frame of speech reads."""
-        ...
+    ADAPTED: tuple[str, ...]  # modules of a layer that adapters go to
+    TEXT_SIDE: str  # pattern of the modules that no frame of speech reads
 
     @property
     def delay(self) -> DelayPattern: ...

@@ -130,7 +130,7 @@ class SlotCache:
         return store
 
 
-Offsets = dict[Holds, mx.array]
+Offsets = Mapping[str, mx.array]  # by what caches hold
 
 
 class Slots:
@@ -147,7 +147,7 @@ class Slots:
         offsets: Offsets,
         stores: Sequence[tuple[mx.array, mx.array]],
         holds: Sequence[Holds],
-        lengths: Mapping[Holds, list[int]] | None = None,
+        lengths: Mapping[str, list[int]] | None = None,
     ):
         """``stores`` and ``holds``: keys, values, and which positions they are of, a cache each."""
         rooms = {held: keys.shape[2] for held, (keys, _) in zip(holds, stores, strict=True)}

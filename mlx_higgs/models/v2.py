@@ -6,8 +6,8 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 from dataclasses import dataclass
+from itertools import repeat
 from typing import ClassVar
 
 import mlx.core as mx
@@ -23,8 +23,9 @@ from .config import check_fixed, check_sizes
 from .layers import Cache, Route
 from .rotary import RopeArgs, Rotary
 from .talker import Talker
-from .variants import LAYERS, Kind, PlainLayer, layer_kinds
+from .variants import LAYERS, Kind, PlainLayer, adapted, layer_kinds, unspoken
 
+TEXT_HEAD = "audio_decoder_proj.text_lm_head"
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
@@ -186,7 +187,7 @@ class Model(Talker):
         r"embed_tokens|norm|"
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
     )
-    TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
+    TEXT_TABLE, TEXT_HEAD = "embed_tokens", TEXT_HEAD
     SAMPLING, NORMALIZE = SamplingParams(), True
     ORIGIN = Origin(
         "Higgs Audio 2",
@@ -216,6 +217,8 @@ class Model(Talker):
                 args.hidden_size, args.hidden_size, bias=False
             )
         self.layers: list[PlainLayer] = [LAYERS[kind](args) for kind in args.layers]
+        self.ADAPTED = adapted(self.layers)
+        self.TEXT_SIDE = "|".join(["embed_tokens", *unspoken(self.layers), TEXT_HEAD])
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
 
@@ -229,27 +232,6 @@ class Model(Talker):
             edge_frames=1,
             shift=int(args.delayed),
         )
-
-    @property
-    def ADAPTED(self) -> tuple[str, ...]:
-        """What adapters go to: attention, and the FFN of speech or, without any, the only one."""
-        names = {path for layer in self.layers for path, _ in layer.named_modules()}
-        ffn = "audio_mlp" if "audio_mlp" in names else "mlp"
-        modules = [
-            *(f"{part}.{name}_proj" for part in ("self_attn", "audio_attn") for name in "qkvo"),
-            *(f"{ffn}.{name}_proj" for name in ("gate", "up", "down")),
-        ]
-        return tuple(module for module in modules if module.split(".")[0] in names)
-
-    @property
-    def TEXT_SIDE(self) -> str:
-        """What no frame of speech reads: may be stored in fewer bits than the rest."""
-        of_layers = [
-            rf"layers\.{index}\.{layer.TEXT_SIDE}"
-            for index, layer in enumerate(self.layers)
-            if layer.TEXT_SIDE
-        ]
-        return "|".join(["embed_tokens", *of_layers, r"audio_decoder_proj\.text_lm_head"])
 
     def make_cache(self) -> list[KVCache]:
         return [KVCache(holds) for layer in self.layers for holds in layer.CACHES]

@@ -15,7 +15,7 @@ from .cache import Holds
 from .layers import MLP, Attention, AttentionArgs, Cache, Route
 from .rotary import Rotation, Turn
 
-Kind = Literal["dual", "heard", "plain", "skipped"]
+Kind = Literal["dual", "attended", "plain", "skipped"]
 DUAL_ADAPTERS = ("dual_ffn", "dual_ffn_fast_forward")
 ADAPTERS = ("stack", *DUAL_ADAPTERS)
 
@@ -35,17 +35,16 @@ def layer_kinds(config: dict) -> tuple[Kind, ...]:
             f"This checkpoint has the adapter {adapter!r} (audio_adapter_type); "
             f"known are {', '.join(ADAPTERS)}."
         )
-    named = config.get("audio_dual_ffn_layers")
-    if adapter in DUAL_ADAPTERS and not isinstance(named, list):
+    doubled = config.get("audio_dual_ffn_layers") if adapter in DUAL_ADAPTERS else []
+    if not isinstance(doubled, list):
         raise CheckpointError(f"The adapter {adapter!r} lacks audio_dual_ffn_layers, a list.")
-    dual: Kind = "heard" if config.get("use_audio_out_self_attention") else "dual"
+    dual: Kind = "attended" if config.get("use_audio_out_self_attention") else "dual"
     other: Kind = "skipped" if adapter == "dual_ffn_fast_forward" else "plain"
-    doubled = named if adapter in DUAL_ADAPTERS else ()
-    layers = range(config["text_config"]["num_hidden_layers"])
-    kinds = tuple(dual if layer in doubled else other for layer in layers)
+    count = config["text_config"]["num_hidden_layers"]
+    kinds: list[Kind] = [dual if layer in doubled else other for layer in range(count)]
     if set(kinds) == {"skipped"}:
         raise CheckpointError("Speech would go past all layers: audio_dual_ffn_layers names none.")
-    return kinds
+    return tuple(kinds)
 
 
 class PlainLayer(nn.Module):
@@ -127,7 +126,7 @@ class DualFFNDecoderLayer(PlainLayer):
         return self.audio_mlp(self.audio_post_attention_layernorm(x))
 
 
-class HeardLayer(DualFFNDecoderLayer):
+class AudioAttentionLayer(DualFFNDecoderLayer):
     """Speech attends to speech alone first, then with all the rest."""
 
     CACHES = ("all", "audio")
@@ -138,10 +137,10 @@ class HeardLayer(DualFFNDecoderLayer):
         self.audio_post_audio_attn_layer_norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, route: Route, turn: Turn, cache: Cache | None, heard: Cache | None
+        self, x: mx.array, route: Route, turn: Turn, cache: Cache | None, spoken: Cache | None
     ) -> mx.array:
         def speech(x: mx.array, here: Rotation) -> mx.array:
-            return x + self.audio_attn(self.audio_input_layernorm(x), heard, here)
+            return x + self.audio_attn(self.audio_input_layernorm(x), spoken, here)
 
         x = route.only("audio", x, turn, speech)
         return self._shared(x, route, turn, cache, self.audio_post_audio_attn_layer_norm)
@@ -153,10 +152,25 @@ class HeardLayer(DualFFNDecoderLayer):
 
 LAYERS: dict[Kind, type[PlainLayer]] = {
     "dual": DualFFNDecoderLayer,
-    "heard": HeardLayer,
+    "attended": AudioAttentionLayer,
     "plain": PlainLayer,
     "skipped": SkippedLayer,
 }
+
+
+def adapted(layers: list[PlainLayer]) -> tuple[str, ...]:
+    """Modules of a layer that adapters go to: attention, and the FFN of speech or the only one."""
+    names = {path for layer in layers for path, _ in layer.named_modules()}
+    ffn = "audio_mlp" if "audio_mlp" in names else "mlp"
+    modules = [f"{part}.{name}_proj" for part in ("self_attn", "audio_attn") for name in "qkvo"]
+    modules += [f"{ffn}.{name}_proj" for name in ("gate", "up", "down")]
+    return tuple(module for module in modules if module in names)
+
+
+def unspoken(layers: list[PlainLayer]) -> list[str]:
+    """Patterns of the modules of layers that no frame of speech reads."""
+    sides = ((index, layer.TEXT_SIDE) for index, layer in enumerate(layers))
+    return [rf"layers\.{index}\.{side}" for index, side in sides if side]
 
 
 def _attention(args: Any) -> Attention:
