@@ -7,11 +7,13 @@ before it is imported; nothing of the checkout is copied.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 from mlx_higgs.types import CheckpointError
 
@@ -31,9 +33,39 @@ def import_boson(repo: Path) -> Any:
     sys.path.insert(0, str(repo))
     _restore_old_transformers()
     try:
-        return importlib.import_module("boson_multimodal.model.higgs_audio.modeling_higgs_audio")
+        name = "boson_multimodal.model.higgs_audio.modeling_higgs_audio"
+        modeling = importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(f"Boson's code in {repo} cannot be imported: {error}") from error
+    modeling.WhisperEncoderLayer = _old_encoder_layer()
+    return modeling
+
+
+def import_data(repo: Path) -> tuple[Any, Any]:
+    """Boson's ``chatml_dataset`` and ``higgs_audio_collator`` modules.
+
+    What they import and what needs none of it here (librosa, pandas ...) is stood in for.
+    """
+    import_boson(repo)
+    for name in ("librosa", "dacite", "pandas", "loguru"):
+        if importlib.util.find_spec(name) is None:
+            sys.modules.setdefault(name, MagicMock())
+    return (
+        importlib.import_module("boson_multimodal.dataset.chatml_dataset"),
+        importlib.import_module("boson_multimodal.data_collator.higgs_audio_collator"),
+    )
+
+
+def _old_encoder_layer() -> Any:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+    class OldEncoderLayer(WhisperEncoderLayer):
+        """The call and the tuple of transformers 4.46."""
+
+        def forward(self, hidden_states, attention_mask, **_):  # type: ignore[override]
+            return (super().forward(hidden_states, attention_mask),)
+
+    return OldEncoderLayer
 
 
 def _restore_old_transformers() -> None:

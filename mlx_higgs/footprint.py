@@ -44,7 +44,7 @@ class Footprint:
         cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
             for each stream.
         joining: a layer of the streams' own, a second time while a text joins or leaves them.
-        prefill: what computing such a prompt needs meanwhile.
+        prefill: what computing such a prompt, or listening to its reference, needs meanwhile.
         decoder: the codec's decoder with what a window needs.
         encoding: the codec's encoder with what a reference of 30 s needs.
         streams: texts spoken at once.
@@ -123,7 +123,8 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
 def _prompt(model: Any, streams: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
-    voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
+    ways = model.hearing.features + 1  # in the system turn a reference is heard as well
+    voice = math.ceil(REFERENCE * (ways * FRAME_RATE + TOKENS_PER_SECOND))
     whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
     layers = args.num_hidden_layers
     position = 2 * layers * args.num_key_value_heads * args.head_dim * item
@@ -131,7 +132,9 @@ def _prompt(model: Any, streams: int) -> dict[str, int]:
     return {
         "cache": streams * (voice + buckets(whole)) * position,
         "joining": streams * buckets(whole) * position // layers if streams > 1 else 0,
-        "prefill": PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item,
+        "prefill": max(
+            PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item, model.listening_bytes
+        ),
     }
 
 

@@ -5,6 +5,7 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,12 +16,13 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import CheckpointError, InputError
+from ..types import CheckpointError, Hearing, InputError
 from .base import Origin
 from .config import check_fixed, check_sizes
 from .layers import MLP, Attention, AttentionArgs, Cache, Route
 from .rotary import RopeArgs, Rotary, Turn
 from .talker import Talker
+from .tower import AudioTower, FeatureProjector, TowerArgs, listening_bytes, read_hearing
 
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
@@ -28,9 +30,6 @@ MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson'
 BOSON_FIXED = {
     "audio_decoder_proj_num_layers": (0, 0, "decoder projection layers"),
     "audio_embed_avg": (False, False, "averaged codebook embeddings"),
-    "encode_audio_in_tokens": (False, True, "prompts without audio codes"),
-    "encode_whisper_embed": (True, False, "Whisper features"),
-    "skip_audio_tower": (False, True, "an audio tower"),
     "use_audio_out_embed_projector": (False, False, "an embedding projector"),
     "use_audio_out_self_attention": (False, False, "audio self-attention"),
     "use_delay_pattern": (False, True, "streams without a delay pattern"),
@@ -65,6 +64,8 @@ class ModelArgs:
     audio_stream_eos_id: int
     placeholder_ids: tuple[int, ...]  # ids that stand for a row of codes in expanded prompts
     text_head: bool = False
+    hearing: Hearing = Hearing()
+    tower: TowerArgs | None = None
 
     @classmethod
     def from_dict(cls, config: dict, text_head: bool = False) -> ModelArgs:
@@ -126,7 +127,10 @@ def _boson_audio(config: dict) -> dict:
             f"This checkpoint has adapter {adapter!r} with dual FFNs in {len(dual)} of "
             f"{len(layers)} layers; only dual FFNs in every layer are supported."
         )
+    hearing, tower = read_hearing(config)
     return {
+        "hearing": hearing,
+        "tower": tower,
         "num_codebooks": config["audio_num_codebooks"],
         "codebook_vocab": config["audio_codebook_size"] + 2,
         "audio_stream_bos_id": config["audio_stream_bos_id"],
@@ -224,7 +228,10 @@ class Model(Talker):
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
     )
     # what no frame of speech reads: may be stored in fewer bits than the rest
-    TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
+    TEXT_SIDE = (
+        r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head|"
+        r"audio_tower\..+|audio_encoder_proj\..+"
+    )
     TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
     SAMPLING, NORMALIZE = SamplingParams(), True
     ORIGIN = Origin(
@@ -253,6 +260,18 @@ class Model(Talker):
         self.layers = [DualFFNDecoderLayer(args) for _ in range(args.num_hidden_layers)]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
+        if args.tower:
+            self.audio_tower = AudioTower(args.tower)
+            self.audio_encoder_proj = FeatureProjector(args.tower.d_model, args.hidden_size)
+
+    @property
+    def hearing(self) -> Hearing:
+        return self.args.hearing
+
+    @property
+    def listening_bytes(self) -> int:
+        itemsize = self.norm.weight.itemsize
+        return listening_bytes(self.args.tower, itemsize) if self.args.tower else 0
 
     @property
     def delay(self) -> DelayPattern:
@@ -268,6 +287,13 @@ class Model(Talker):
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
             layer.fuse()
+
+    def embed_wave(self, wave: np.ndarray) -> mx.array:
+        """A stretch of a recording ``[N]`` at 16 kHz -> ``[S, D]``, by the audio tower."""
+        if self.args.tower is None:
+            return super().embed_wave(wave)
+        features = self.audio_encoder_proj(self.audio_tower.stretch(wave))
+        return features.astype(self.norm.weight.dtype)
 
     def hidden(
         self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
@@ -292,6 +318,10 @@ class Model(Talker):
         if not self.args.text_head:
             raise InputError("The text head was not loaded: load with text_head=True.")
         return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """All but the table of codes, the audio head and the tower."""
+        return not re.match(self.FROZEN, path) and super().quant_predicate(path, module)
 
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""
