@@ -47,22 +47,32 @@ def import_data(repo: Path) -> tuple[Any, Any]:
     What they import and what needs none of it here (librosa, pandas ...) is stood in for.
     """
     import_boson(repo)
-    for name in ("librosa", "dacite", "pandas", "loguru"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules.setdefault(name, MagicMock())
-    return (
-        importlib.import_module("boson_multimodal.dataset.chatml_dataset"),
-        importlib.import_module("boson_multimodal.data_collator.higgs_audio_collator"),
-    )
+    wanted = ("librosa", "dacite", "pandas", "loguru")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    sys.modules.update({name: MagicMock() for name in missing})
+    try:
+        return (
+            importlib.import_module("boson_multimodal.dataset.chatml_dataset"),
+            importlib.import_module("boson_multimodal.data_collator.higgs_audio_collator"),
+        )
+    finally:  # others ask whether these are installed
+        for name in missing:
+            del sys.modules[name]
 
 
 def _old_encoder_layer() -> Any:
     from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
     class OldEncoderLayer(WhisperEncoderLayer):
-        """The call and the tuple of transformers 4.46."""
+        """The call and the tuple of transformers 4.46, and a name that Boson's code patches."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.self_attn._shape = None  # what it does for a batch of nothing, views do now
 
         def forward(self, hidden_states, attention_mask, **_):  # type: ignore[override]
+            if not len(hidden_states):  # which those views cannot take
+                return (hidden_states,)
             return (super().forward(hidden_states, attention_mask),)
 
     return OldEncoderLayer

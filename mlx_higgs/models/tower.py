@@ -22,7 +22,7 @@ FIXED = {
     "model_type": (ENCODER, ENCODER, "an audio tower of another kind"),
 }
 LARGEST_HALF = 65_504.0 - 1_000.0  # whisper's layers stay below it in float16
-BUFFERS = 12  # of a stretch's widest layer alive at once, as measured on the CPU
+BUFFERS = 7  # of a stretch's widest layer alive at once, as measured on the CPU
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,6 @@ class FeatureProjector(nn.Module):
 def listening_bytes(args: TowerArgs, itemsize: int) -> int:
     """What listening to 30 s takes meanwhile, beside the weights."""
     positions = feature_positions(STRETCH) * 2
-    scores = args.encoder_attention_heads * positions * positions
-    widest = positions * max(args.encoder_ffn_dim, 2 * args.d_model)
-    return (BUFFERS * widest + 2 * scores) * itemsize
+    scores = args.encoder_attention_heads * positions * positions  # in float32, on the CPU
+    widest = positions * max(args.encoder_ffn_dim, args.d_model)
+    return BUFFERS * widest * itemsize + scores * 4
