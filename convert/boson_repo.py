@@ -34,7 +34,7 @@ def import_boson(repo: Path) -> Any:
     _restore_old_transformers()
     try:
         name = "boson_multimodal.model.higgs_audio.modeling_higgs_audio"
-        modeling = importlib.import_module(name)
+        modeling: Any = importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(f"Boson's code in {repo} cannot be imported: {error}") from error
     modeling.WhisperEncoderLayer = _old_encoder_layer()
@@ -68,7 +68,9 @@ def _old_encoder_layer() -> Any:
 
         def __init__(self, config):
             super().__init__(config)
-            self.self_attn._shape = None  # what it does for a batch of nothing, views do now
+            vars(self.self_attn)["_shape"] = (
+                None  # what it does for a batch of nothing, views do now
+            )
 
         def forward(self, hidden_states, attention_mask, **_):  # type: ignore[override]
             if not len(hidden_states):  # which those views cannot take

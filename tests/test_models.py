@@ -275,7 +275,6 @@ def test_both_config_layouts_say_the_same():
         ("audio_embed_avg", True),
         ("use_delay_pattern", False),
         ("audio_decoder_proj_num_layers", 2),
-        ("encode_whisper_embed", True),
         ("audio_adapter_type", "stack"),
         ("audio_dual_ffn_layers", [0]),
     ],

@@ -153,14 +153,13 @@ def token_ids(both: Both, turns: list[Turn]) -> list[int]:
 
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=both.tokenizer)
     both.tokenizer.encode_special_tokens = False
-    words = lambda part: part if isinstance(part, str) else part.token  # noqa: E731
     messages = [
         Message(
             role=turn.role,
             content=[
                 AudioContent(audio_url="")
                 if isinstance(part, Recording)
-                else TextContent(text=words(part))
+                else TextContent(text=part if isinstance(part, str) else part.token)
                 for part in turn.parts
             ],
         )
@@ -179,11 +178,10 @@ def collated(both: Both, turns: list[Turn], clips: list[Recording]) -> Any:
     data, collator = import_data(Path(REPO))
     codes = [torch.tensor(np.array(clip.codes).T) for clip in clips]
     waves = [torch.tensor(clip.wave) for clip in clips]
-    starts = (
-        lambda parts: torch.cumsum(  # noqa: E731
-            torch.tensor([0, *(part.shape[-1] for part in parts[:-1])]), dim=0
-        )
-    )
+
+    def starts(parts: list[Any]) -> Any:
+        return torch.tensor([0, *(part.shape[-1] for part in parts[:-1])]).cumsum(0)
+
     sample = data.ChatMLDatasetSample(
         input_ids=torch.tensor(token_ids(both, turns)),
         label_ids=None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import mlx.core as mx
@@ -64,7 +64,7 @@ class ModelArgs:
     audio_stream_eos_id: int
     placeholder_ids: tuple[int, ...]  # ids that stand for a row of codes in expanded prompts
     text_head: bool = False
-    hearing: Hearing = Hearing()
+    hearing: Hearing = field(default_factory=Hearing)
     tower: TowerArgs | None = None
 
     @classmethod

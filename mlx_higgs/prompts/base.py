@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..types import Audio, Hearing, Heard, Profile, Prompt, Text, Voice
+from ..types import Audio, Heard, Hearing, Profile, Prompt, Text, Voice
 
 if TYPE_CHECKING:
     import mlx.core as mx
