@@ -7,11 +7,13 @@ before it is imported; nothing of the checkout is copied.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 from mlx_higgs.types import CheckpointError, GenerationError
 
@@ -31,12 +33,12 @@ def import_boson(repo: Path) -> Any:
     sys.path.insert(0, str(repo))
     _restore_old_transformers()
     try:
-        modeling: Any = importlib.import_module(
-            "boson_multimodal.model.higgs_audio.modeling_higgs_audio"
-        )
+        name = "boson_multimodal.model.higgs_audio.modeling_higgs_audio"
+        modeling: Any = importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(f"Boson's code in {repo} cannot be imported: {error}") from error
     modeling.LlamaDecoderLayer = _old_layer()
+    modeling.WhisperEncoderLayer = _old_encoder_layer()
     return modeling
 
 
@@ -50,6 +52,45 @@ def _old_layer() -> type:
             return (super().forward(hidden_states, past_key_values=past_key_value, **kwargs),)
 
     return OldLayer
+
+
+def import_data(repo: Path) -> tuple[Any, Any]:
+    """Boson's ``chatml_dataset`` and ``higgs_audio_collator`` modules.
+
+    What they import and what needs none of it here (librosa, pandas ...) is stood in for.
+    """
+    import_boson(repo)
+    wanted = ("librosa", "dacite", "pandas", "loguru")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    sys.modules.update({name: MagicMock() for name in missing})
+    try:
+        return (
+            importlib.import_module("boson_multimodal.dataset.chatml_dataset"),
+            importlib.import_module("boson_multimodal.data_collator.higgs_audio_collator"),
+        )
+    finally:  # others ask whether these are installed
+        for name in missing:
+            del sys.modules[name]
+
+
+def _old_encoder_layer() -> Any:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+    class OldEncoderLayer(WhisperEncoderLayer):
+        """The call and the tuple of transformers 4.46, and a name that Boson's code patches."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            vars(self.self_attn)["_shape"] = (
+                None  # what it does for a batch of nothing, views do now
+            )
+
+        def forward(self, hidden_states, attention_mask, **_):  # type: ignore[override]
+            if not len(hidden_states):  # which those views cannot take
+                return (hidden_states,)
+            return (super().forward(hidden_states, attention_mask),)
+
+    return OldEncoderLayer
 
 
 def _restore_old_transformers() -> None:

@@ -49,7 +49,7 @@ class Footprint:
         cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
             for each stream.
         joining: a layer of the streams' own, a second time while a text joins or leaves them.
-        prefill: what computing such a prompt needs meanwhile.
+        prefill: what computing such a prompt, or listening to its reference, needs meanwhile.
         decoder: the codec's decoder with what a window needs.
         encoding: the codec's encoder with what a reference of 30 s needs.
         streams: texts spoken at once.
@@ -129,14 +129,17 @@ def _prompt(model: Any, streams: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
     position = 2 * args.num_key_value_heads * args.head_dim * item  # of one cache
-    voices = [math.ceil(REFERENCE * PER_SECOND[cache.holds]) for cache in model.make_cache()]
-    spoken = [math.ceil(SPEECH * PER_SECOND[cache.holds]) for cache in model.make_cache()]
+    holds = [cache.holds for cache in model.make_cache()]
+    heard = model.hearing.features * FRAME_RATE  # in the system turn a reference is heard as well
+    voices = [math.ceil(REFERENCE * (PER_SECOND[h] + heard * (h != "audio"))) for h in holds]
+    spoken = [math.ceil(SPEECH * PER_SECOND[h]) for h in holds]
     wholes = [buckets(v + s) for v, s in zip(voices, spoken, strict=True)]
     widest = max(args.intermediate_size, args.hidden_size)
+    prefill = PREFILL_BUFFERS * min(max(voices), PREFILL_POSITIONS) * widest * item
     return {
         "cache": streams * (sum(voices) + sum(wholes)) * position,
         "joining": streams * max(wholes) * position if streams > 1 else 0,
-        "prefill": PREFILL_BUFFERS * min(max(voices), PREFILL_POSITIONS) * widest * item,
+        "prefill": max(prefill, model.listening_bytes),
     }
 
 

@@ -21,8 +21,9 @@ from .delay import DelayPattern
 from .frames import prefill
 from .models.cache import Holds, KVCache, length
 from .models.snapshot import Snapshot
+from .models.tower import feature_positions
 from .store import Folder, Store, Tensors, user_folder
-from .types import Audio, Prompt, Text
+from .types import Audio, Heard, Prompt, Text
 from .weights import INDEX, named_arrays, weight_files
 
 if TYPE_CHECKING:
@@ -69,18 +70,20 @@ def split(prompt: Prompt, said: int = 0) -> int:
     Args:
         said: clips at the end that are no voice, but what was said before.
     """
-    clips = [i + 1 for i, part in enumerate(prompt) if isinstance(part, Audio)]
+    clips = [i + 1 for i, part in enumerate(prompt) if not isinstance(part, Text)]
     return max(clips[: len(clips) - said], default=0)
 
 
 def positions(prompt: Prompt, delay: DelayPattern, holds: Holds = "all") -> int:
-    """Positions that a prompt takes, or those of one modality."""
+    """Positions that a prompt takes, or those of one modality; what is heard counts as text."""
     sizes = {"text": 0, "audio": 0}
     for part in prompt:
-        if isinstance(part, Text):
-            sizes["text"] += len(part.ids)
-        else:
+        if isinstance(part, Audio):
             sizes["audio"] += delay.num_rows(len(part.codes))
+        elif isinstance(part, Heard):
+            sizes["text"] += feature_positions(len(part.wave))
+        else:
+            sizes["text"] += len(part.ids)
     return sum(sizes.values()) if holds == "all" else sizes[holds]
 
 
@@ -281,9 +284,11 @@ def _computed_by() -> tuple[str, ...]:
     return __version__, version("mlx"), str(mx.default_device().type)
 
 
-def _content(part: Text | Audio) -> tuple[str | bytes, ...]:
+def _content(part: Text | Audio | Heard) -> tuple[str | bytes, ...]:
     if isinstance(part, Text):
         return "text", np.array(part.ids, dtype=np.int64).tobytes()
+    if isinstance(part, Heard):
+        return "heard", np.asarray(part.wave, np.float32).tobytes()
     codes = np.array(part.codes.astype(mx.int32))
     return "audio", f"{codes.shape} {part.spoken}", codes.tobytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -292,6 +293,11 @@ def _in_words(how: Quantization | None) -> str:
     return f"{how.bits} bits in groups of {how.group_size} ({how.mode})" if how else "no"
 
 
+def _every_layer(paths: list[str]) -> list[str]:
+    """Modules by path, those of layers once for all of them: ``layers.*.mlp``."""
+    return sorted({re.sub(r"\.\d+\.", ".*.", path) for path in paths})
+
+
 def model_card(name: str, recipe: Recipe, result: Result) -> str:
     """The README of a converted checkpoint."""
     return CARD.format(
@@ -306,7 +312,7 @@ def model_card(name: str, recipe: Recipe, result: Result) -> str:
         bits=result.bits,
         quantized=recipe.describe(),
         dtype=result.dtype,
-        kept=", ".join(result.kept) if recipe.quantize else "all",
+        kept=", ".join(_every_layer(result.kept)) if recipe.quantize else "all",
         codec=result.codec,
         tokenizer="included" if result.tokenizer else "not included",
         original=result.original,

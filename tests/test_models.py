@@ -273,7 +273,6 @@ def test_both_config_layouts_say_the_same():
     [
         ("skip_audio_tower", False),
         ("audio_decoder_proj_num_layers", 2),
-        ("encode_whisper_embed", True),
         ("use_rq_transformer", True),
         ("audio_adapter_type", "dual"),
         ("audio_dual_ffn_layers", None),

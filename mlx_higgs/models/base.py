@@ -12,7 +12,7 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import Prompt
+from ..types import Hearing, Prompt
 from .cache import KVCache
 from .layers import Cache
 
@@ -38,6 +38,7 @@ class SpeechModel(Protocol):
     TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
+    FROZEN: ClassVar[str]  # pattern of the modules that no training changes
 
     SAMPLING: ClassVar[SamplingParams]  # what a checkpoint that says nothing prefers
     PRESETS: ClassVar[Mapping[str, SamplingParams]]  # by name, whatever the checkpoint says
@@ -52,6 +53,16 @@ class SpeechModel(Protocol):
 
     @property
     def delay(self) -> DelayPattern: ...
+
+    @property
+    def hearing(self) -> Hearing:
+        """What a prompt's recordings must bring."""
+        ...
+
+    @property
+    def listening_bytes(self) -> int:
+        """What the longest stretch of a recording takes while it is listened to."""
+        ...
 
     def make_cache(self) -> list[KVCache]: ...
 

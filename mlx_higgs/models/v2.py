@@ -5,8 +5,9 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import ClassVar
 
@@ -16,24 +17,23 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import CheckpointError, InputError
+from ..types import CheckpointError, Hearing, InputError
 from .base import Origin
 from .cache import KVCache, length
 from .config import check_fixed, check_sizes
 from .layers import Cache, Route
 from .rotary import RopeArgs, Rotary
 from .talker import Talker
+from .tower import AudioTower, FeatureProjector, TowerArgs, listening_bytes, read_hearing
 from .variants import LAYERS, Kind, PlainLayer, adapted, layer_kinds, unspoken
 
 TEXT_HEAD = "audio_decoder_proj.text_lm_head"
+HEARS = (r"audio_tower\..+", r"audio_encoder_proj\..+")
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
 BOSON_FIXED = {
     "audio_decoder_proj_num_layers": (0, 0, "decoder projection layers"),
-    "encode_audio_in_tokens": (False, True, "prompts without audio codes"),
-    "encode_whisper_embed": (True, False, "Whisper features"),
-    "skip_audio_tower": (False, True, "an audio tower"),
     "use_rq_transformer": (False, False, "a transformer over codebooks"),
 }
 LLAMA_FIXED = {
@@ -70,6 +70,8 @@ class ModelArgs:
     averaged: bool = False  # a row is the mean of its codes, not their sum
     projected: bool = False  # and goes through a matrix
     text_head: bool = False
+    hearing: Hearing = field(default_factory=Hearing)
+    tower: TowerArgs | None = None
 
     @classmethod
     def from_dict(cls, config: dict, text_head: bool = False) -> ModelArgs:
@@ -123,7 +125,10 @@ def _llama(text: dict) -> dict:
 
 def _boson_audio(config: dict) -> dict:
     check_fixed(config, BOSON_FIXED)
+    hearing, tower = read_hearing(config)
     return {
+        "hearing": hearing,
+        "tower": tower,
         "num_codebooks": config["audio_num_codebooks"],
         "codebook_vocab": config["audio_codebook_size"] + 2,
         "audio_stream_bos_id": config["audio_stream_bos_id"],
@@ -218,9 +223,21 @@ class Model(Talker):
             )
         self.layers: list[PlainLayer] = [LAYERS[kind](args) for kind in args.layers]
         self.ADAPTED = adapted(self.layers)
-        self.TEXT_SIDE = "|".join(["embed_tokens", *unspoken(self.layers), TEXT_HEAD])
+        self.TEXT_SIDE = "|".join(["embed_tokens", *unspoken(self.layers), TEXT_HEAD, *HEARS])
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
+        if args.tower:
+            self.audio_tower = AudioTower(args.tower)
+            self.audio_encoder_proj = FeatureProjector(args.tower.d_model, args.hidden_size)
+
+    @property
+    def hearing(self) -> Hearing:
+        return self.args.hearing
+
+    @property
+    def listening_bytes(self) -> int:
+        itemsize = self.norm.weight.itemsize
+        return listening_bytes(self.args.tower, itemsize) if self.args.tower else 0
 
     @property
     def delay(self) -> DelayPattern:
@@ -240,6 +257,13 @@ class Model(Talker):
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
             layer.fuse()
+
+    def embed_wave(self, wave: np.ndarray) -> mx.array:
+        """A stretch of a recording ``[N]`` at 16 kHz -> ``[S, D]``, by the audio tower."""
+        if self.args.tower is None:
+            return super().embed_wave(wave)
+        features = self.audio_encoder_proj(self.audio_tower.stretch(wave))
+        return features.astype(self.norm.weight.dtype)
 
     def hidden(
         self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
@@ -274,8 +298,9 @@ class Model(Talker):
         return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
 
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
-        """The projector is a factor of the table of codes, and stays with it."""
-        return path != "audio_out_embed_projector" and super().quant_predicate(path, module)
+        """All but the table of codes and its factor, the audio head and the tower."""
+        kept = rf"{self.FROZEN}|audio_out_embed_projector"
+        return not re.match(kept, path) and super().quant_predicate(path, module)
 
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""
