@@ -7,13 +7,15 @@ before it is imported; nothing of the checkout is copied.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
-from mlx_higgs.types import CheckpointError
+from mlx_higgs.types import CheckpointError, GenerationError
 
 from .layouts import EOT, Layout, read_config, rename, weight_layout
 from .reference import Prompt, read_tensors
@@ -31,9 +33,64 @@ def import_boson(repo: Path) -> Any:
     sys.path.insert(0, str(repo))
     _restore_old_transformers()
     try:
-        return importlib.import_module("boson_multimodal.model.higgs_audio.modeling_higgs_audio")
+        name = "boson_multimodal.model.higgs_audio.modeling_higgs_audio"
+        modeling: Any = importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(f"Boson's code in {repo} cannot be imported: {error}") from error
+    modeling.LlamaDecoderLayer = _old_layer()
+    modeling.WhisperEncoderLayer = _old_encoder_layer()
+    return modeling
+
+
+def _old_layer() -> type:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    class OldLayer(LlamaDecoderLayer):
+        """The call and the tuple of transformers 4.46."""
+
+        def forward(self, hidden_states, past_key_value=None, **kwargs):  # type: ignore[override]
+            return (super().forward(hidden_states, past_key_values=past_key_value, **kwargs),)
+
+    return OldLayer
+
+
+def import_data(repo: Path) -> tuple[Any, Any]:
+    """Boson's ``chatml_dataset`` and ``higgs_audio_collator`` modules.
+
+    What they import and what needs none of it here (librosa, pandas ...) is stood in for.
+    """
+    import_boson(repo)
+    wanted = ("librosa", "dacite", "pandas", "loguru")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    sys.modules.update({name: MagicMock() for name in missing})
+    try:
+        return (
+            importlib.import_module("boson_multimodal.dataset.chatml_dataset"),
+            importlib.import_module("boson_multimodal.data_collator.higgs_audio_collator"),
+        )
+    finally:  # others ask whether these are installed
+        for name in missing:
+            del sys.modules[name]
+
+
+def _old_encoder_layer() -> Any:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+    class OldEncoderLayer(WhisperEncoderLayer):
+        """The call and the tuple of transformers 4.46, and a name that Boson's code patches."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            vars(self.self_attn)["_shape"] = (
+                None  # what it does for a batch of nothing, views do now
+            )
+
+        def forward(self, hidden_states, attention_mask, **_):  # type: ignore[override]
+            if not len(hidden_states):  # which those views cannot take
+                return (hidden_states,)
+            return (super().forward(hidden_states, attention_mask),)
+
+    return OldEncoderLayer
 
 
 def _restore_old_transformers() -> None:
@@ -137,7 +194,63 @@ class BosonTalker:
             )
             mask = torch.cat([mask, out.audio_in_discrete_codes_mask | out.audio_out_mask], dim=1)
             row = sampler.next_row(out.audio_logits, torch.tensor(rows).T)
+        if self.generate(prompt, frames)[: len(rows)] != rows:
+            raise GenerationError("Boson's own loop goes another way.")
         return rows
+
+    def generate(self, prompt: Prompt, frames: int) -> list[list[int]]:
+        """Its own loop (``_sample``), greedy and without RAS: ``frames`` rows, whatever they say.
+
+        ``generate`` around it only reads options, in ways that transformers has left behind.
+        """
+        import torch
+
+        inputs = {"audio_out_ids": None, "audio_out_ids_start": None, **self._inputs(prompt)}
+        ids = inputs.pop("input_ids")
+        model: Any = self.model
+        model._has_unfinished_sequences = lambda finished, *_, **__: not finished
+        options = dict.fromkeys(
+            ("output_attentions", "output_hidden_states", "output_scores", "output_logits"), False
+        )
+        kwargs = {
+            "audio_out_bos_token_id": self.config.audio_bos_token_id,
+            "audio_eos_token_id": model.config.audio_eos_token_id,
+        }
+        config = SimpleNamespace(
+            **options,
+            generation_kwargs=kwargs,
+            _pad_token_tensor=None,
+            return_dict_in_generate=False,
+            max_length=None,
+            do_sample=False,
+            use_cache=True,
+        )
+        with torch.no_grad():
+            _, segments = model._sample(
+                ids,
+                lambda _, scores: scores,
+                _Until(ids.shape[1] + frames, model.config.audio_eos_token_id),
+                config,
+                False,
+                None,
+                None,
+                use_cache=True,
+                **inputs,
+            )
+        return segments[0].T.tolist()
+
+
+class _Until(list):
+    """A stopping criterion as ``_sample`` calls it: so many ids, or one that ends speech."""
+
+    def __init__(self, longest: int, end: int):
+        super().__init__()
+        self._longest, self._end = longest, end
+
+    def __call__(self, ids: torch.Tensor, scores: Any) -> torch.Tensor:
+        import torch
+
+        return torch.tensor([ids.shape[1] >= self._longest or ids[0, -1] == self._end])
 
 
 class Sampler:
@@ -188,6 +301,7 @@ def _transformers_names(raw: dict[str, Any]) -> SimpleNamespace:
         bos_token_id=raw["text_config"]["bos_token_id"],
         eos_token_id=raw["text_config"]["bos_token_id"] + EOT,
         pad_token_id=raw["pad_token_id"],
+        shift=int(raw["use_delay_pattern"]),
     )
 
 

@@ -73,7 +73,8 @@ def assemble(config: Any, parts: list[Any]) -> Prompt:
             ids += part
             continue
         edge = 0 if is_v3(config) else 1
-        clip = delay(part, config.audio_stream_bos_id, config.audio_stream_eos_id, edge)
+        stream = config.audio_stream_bos_id, config.audio_stream_eos_id
+        clip = delay(part, *stream, edge, getattr(config, "shift", 1))
         ids += [config.audio_token_id] * (len(clip) - K + 1) + [config.audio_delay_token_id] * (
             K - 1
         )
@@ -83,18 +84,20 @@ def assemble(config: Any, parts: list[Any]) -> Prompt:
     return Prompt(ids, rows)
 
 
-def delay(codes: list[list[int]], bos: int, eos: int, edge: int = 1) -> list[list[int]]:
-    """Aligned codes ``[T, K]`` -> rows ``[T + K - 1 + 2 * edge, K]``.
+def delay(
+    codes: list[list[int]], bos: int, eos: int, edge: int = 1, shift: int = 1
+) -> list[list[int]]:
+    """Aligned codes ``[T, K]`` -> rows ``[T + shift * (K - 1) + 2 * edge, K]``.
 
     ``edge`` all-BOS rows come first, and as many all-EOS rows last.
     """
     T, K = len(codes), len(codes[0])
 
     def at(row: int, k: int) -> int:
-        source = row - edge - k
+        source = row - edge - shift * k
         return bos if source < 0 else eos if source >= T else codes[source][k]
 
-    return [[at(row, k) for k in range(K)] for row in range(T + K - 1 + 2 * edge)]
+    return [[at(row, k) for k in range(K)] for row in range(T + shift * (K - 1) + 2 * edge)]
 
 
 def read_prompt(path: Path, config: Any) -> Prompt:

@@ -2,6 +2,7 @@
 
 python convert/tiny.py model FOLDER --seed 7 --config boson --weights boson --shards 3
 python convert/tiny.py codec FOLDER --seed 7
+python convert/tiny.py listener FOLDER --seed 7  (the bundled demo with a random audio tower)
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def _set_loudness(codec: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a tiny random checkpoint.")
-    parser.add_argument("kind", choices=["model", "codec"])
+    parser.add_argument("kind", choices=["model", "codec", "listener"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", choices=["boson", "transformers"], default="transformers")
@@ -268,6 +269,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.kind == "codec":
         write_codec(args.folder, seed=args.seed)
+        return
+    if args.kind == "listener":
+        from convert.tower import write_listener
+
+        write_listener(args.folder, seed=args.seed)
         return
     write_checkpoint(
         args.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -153,6 +154,11 @@ def _short(value: object) -> str:
     return str(value)
 
 
+def _every_layer(paths: list[str]) -> list[str]:
+    """Modules by path, those of layers once for all of them: ``layers.*.mlp``."""
+    return sorted({re.sub(r"\.\d+\.", ".*.", path) for path in paths})
+
+
 def model_card(name: str, conversion: Conversion, result: Result) -> str:
     """The README of a converted checkpoint."""
     return CARD.format(
@@ -170,7 +176,7 @@ def model_card(name: str, conversion: Conversion, result: Result) -> str:
         quantized="; ".join(conversion.recipe.words()),
         calibration=_calibration(result.record),
         dtype=result.dtype,
-        kept=", ".join(result.kept) if conversion.quantized else "all",
+        kept=", ".join(_every_layer(result.kept)) if conversion.quantized else "all",
         codec=result.codec,
         tokenizer="included" if result.tokenizer else "not included",
         original=result.original,

@@ -50,6 +50,8 @@ class DelayPattern:
             EOS of codebook 0 after the ramp-in ends the stream K - 1 rows later, and whatever is
             sampled meanwhile enters it (sglang-omni's sampler); ``strict``: the same, but no
             marker is sampled where it cannot belong, and the ramp-out is EOS.
+        shift: rows that each codebook is behind the one before it; 0 for streams without a delay,
+            which end with the first EOS of any codebook (HiggsAudioModel itself never ends them).
     """
 
     num_codebooks: int = 8
@@ -57,6 +59,7 @@ class DelayPattern:
     eos_id: int = 1025
     edge_frames: int = 0
     machine: Machine = "boson"
+    shift: int = 1
 
     def under(self, machine: Machine | None) -> DelayPattern:
         """The same layout under the rules that a request asks for; None keeps these.
@@ -64,7 +67,7 @@ class DelayPattern:
         Raises:
             InputError: rules of another model generation.
         """
-        known = MACHINES[self.edge_frames]
+        known = MACHINES[self.edge_frames] if self.shift else ("boson",)
         if machine is not None and machine not in known:
             raise InputError(f"This model's speech ends by {' or '.join(known)}, not {machine!r}.")
         return self if machine is None else replace(self, machine=machine)
@@ -79,16 +82,21 @@ class DelayPattern:
         """So many codebooks, from the first on, end the speech by an EOS."""
         return self.num_codebooks if self.edge_frames else 1
 
+    @property
+    def longest(self) -> int:
+        """Rows that the last codebook is behind the first."""
+        return self.shift * (self.num_codebooks - 1)
+
     def num_rows(self, frames: int) -> int:
         """Rows that a clip of so many frames takes."""
-        return frames + 2 * self.edge_frames + self.num_codebooks - 1
+        return frames + 2 * self.edge_frames + self.longest
 
     def apply(self, codes: mx.array) -> mx.array:
         """Aligned codes ``[T, K]`` -> delayed rows ``[T + 2 * edge_frames + K - 1, K]``."""
         if codes.ndim != 2 or codes.shape[1] != self.num_codebooks or codes.shape[0] < 1:
             raise InputError(f"Expected codes [T, {self.num_codebooks}], got {codes.shape}.")
         T, K = codes.shape
-        shift = mx.arange(K) + self.edge_frames
+        shift = self.shift * mx.arange(K) + self.edge_frames
         source = mx.arange(self.num_rows(T))[:, None] - shift
         rows = mx.take_along_axis(codes.astype(mx.int32), mx.clip(source, 0, T - 1), axis=0)
         rows = mx.where(source < 0, self.bos_id, rows)
@@ -97,10 +105,10 @@ class DelayPattern:
     def revert(self, rows: mx.array) -> mx.array:
         """Delayed rows ``[L, K]`` -> aligned columns ``[L - K + 1 - 2 * edge_frames, K]``."""
         e, K = self.edge_frames, self.num_codebooks
-        T = rows.shape[0] - (K - 1) - 2 * e
+        T = rows.shape[0] - self.longest - 2 * e
         if T < 1:
             return rows[:0]
-        source = mx.arange(T)[:, None] + mx.arange(K) + e
+        source = mx.arange(T)[:, None] + self.shift * mx.arange(K) + e
         return mx.take_along_axis(rows, source, axis=0)
 
     def start(self, batch: int = 1) -> DelayState:
@@ -124,6 +132,9 @@ class DelayPattern:
         one by one (ramp-out).
         """
         book = mx.arange(self.num_codebooks)
+        if not self.shift:  # what boson's rules come to where no codebook is behind another
+            done = mx.any(row == self.eos_id, axis=-1)
+            return row.astype(mx.int32), DelayState(state.step + 1, state.ramp, done)
         row = mx.where(book > state.step[:, None], self.bos_id, row)
         row, ramp, done = RAMP_OUT[self.machine](self, book, row, state)
         return row.astype(mx.int32), DelayState(state.step + 1, ramp[:, 0], done)
@@ -189,21 +200,21 @@ class RowReverter:
 
     def __init__(self, pattern: DelayPattern):
         self._pattern = pattern
-        self._rows: list[np.ndarray] = []  # the last K - 1 rows
+        self._rows: list[np.ndarray] = []  # as many as the last codebook is behind
         self._skip = pattern.edge_frames
         self._held: list[np.ndarray] = []  # columns with a special id, waiting for a good one
         self._last = np.zeros(pattern.num_codebooks, dtype=np.int32)
 
     def push(self, row: np.ndarray) -> np.ndarray:
         """One delayed row ``[K]`` -> the columns ``[t, K]`` that became final (t is often 1)."""
-        K = self._pattern.num_codebooks
+        K, shift = self._pattern.num_codebooks, self._pattern.shift
         if self._skip:
             self._skip -= 1
             return np.zeros((0, K), dtype=np.int32)
         self._rows.append(np.asarray(row, dtype=np.int32))
-        if len(self._rows) < K:
+        if len(self._rows) <= self._pattern.longest:
             return np.zeros((0, K), dtype=np.int32)
-        column = np.array([self._rows[k][k] for k in range(K)], dtype=np.int32)
+        column = np.array([self._rows[shift * k][k] for k in range(K)], dtype=np.int32)
         self._rows.pop(0)
         return self._release(column)
 

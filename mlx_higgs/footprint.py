@@ -19,7 +19,7 @@ from .codec.model import CodecDecoder, CodecEncoder
 from .frames import PREFILL_POSITIONS
 from .loading import open_model
 from .memory import gigabytes, machine_limit, parse_size
-from .models.cache import buckets
+from .models.cache import Holds, buckets
 from .quantization import ORIGINAL, PLANS, Plan, Quantization, quantizable
 from .recipes import Recipe, at_once, of, read
 from .types import FRAME_RATE, InputError
@@ -28,6 +28,11 @@ from .weights import named_arrays
 AUTO = "auto"  # as a plan: the best that fits
 SPEECH, REFERENCE = 60.0, 30.0  # seconds that an expected peak is for
 TOKENS_PER_SECOND = 5.0  # of text, for each second of speech
+PER_SECOND: dict[Holds, float] = {  # positions, by what a cache holds
+    "all": FRAME_RATE + TOKENS_PER_SECOND,
+    "audio": FRAME_RATE,
+    "text": TOKENS_PER_SECOND,
+}
 # Buffers of the widest layer alive at once, as measured on the CPU.
 PREFILL_BUFFERS = 14
 ENCODE_BUFFERS = 16
@@ -45,7 +50,7 @@ class Footprint:
         cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
             for each stream.
         joining: a layer of the streams' own, a second time while a text joins or leaves them.
-        prefill: what computing such a prompt needs meanwhile.
+        prefill: what computing such a prompt, or listening to its reference, needs meanwhile.
         decoder: the codec's decoder with what a window needs.
         encoding: the codec's encoder with what a reference of 30 s needs.
         streams: texts spoken at once.
@@ -147,15 +152,18 @@ def bits_per_weight(model: Any, plan: Plan = ORIGINAL) -> float:
 def _prompt(model: Any, streams: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
-    voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
-    whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
-    layers = args.num_hidden_layers
-    position = 2 * layers * args.num_key_value_heads * args.head_dim * item
+    position = 2 * args.num_key_value_heads * args.head_dim * item  # of one cache
+    holds = [cache.holds for cache in model.make_cache()]
+    heard = model.hearing.features * FRAME_RATE  # in the system turn a reference is heard as well
+    voices = [math.ceil(REFERENCE * (PER_SECOND[h] + heard * (h != "audio"))) for h in holds]
+    spoken = [math.ceil(SPEECH * PER_SECOND[h]) for h in holds]
+    wholes = [buckets(v + s) for v, s in zip(voices, spoken, strict=True)]
     widest = max(args.intermediate_size, args.hidden_size)
+    prefill = PREFILL_BUFFERS * min(max(voices), PREFILL_POSITIONS) * widest * item
     return {
-        "cache": streams * (voice + buckets(whole)) * position,
-        "joining": streams * buckets(whole) * position // layers if streams > 1 else 0,
-        "prefill": PREFILL_BUFFERS * min(voice, PREFILL_POSITIONS) * widest * item,
+        "cache": streams * (sum(voices) + sum(wholes)) * position,
+        "joining": streams * max(wholes) * position if streams > 1 else 0,
+        "prefill": max(prefill, model.listening_bytes),
     }
 
 

@@ -81,7 +81,9 @@ class Higgs:
     @cached_property
     def prompts(self) -> PromptBuilder:
         source = resolve(self.tokenizer_source or self.path)
-        return prompt_class(self._config).from_pretrained(source)
+        prompts = prompt_class(self._config).from_pretrained(source)
+        prompts.hearing = self.talker.hearing
+        return prompts
 
     @cached_property
     def codec_folder(self) -> Path:

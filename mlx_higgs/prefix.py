@@ -19,10 +19,11 @@ import numpy as np
 from . import __version__
 from .delay import DelayPattern
 from .frames import prefill
-from .models.cache import KVCache
+from .models.cache import Holds, KVCache, length
 from .models.snapshot import Snapshot
+from .models.tower import feature_positions
 from .store import Folder, Store, Tensors, user_folder
-from .types import Audio, Prompt, Text
+from .types import Audio, Heard, Prompt, Text
 from .weights import INDEX, named_arrays, weight_files
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Prefix:
 
     @property
     def positions(self) -> int:
-        return self.cache[0].offset
+        return length(self.cache)
 
     @property
     def nbytes(self) -> int:
@@ -69,16 +70,21 @@ def split(prompt: Prompt, said: int = 0) -> int:
     Args:
         said: clips at the end that are no voice, but what was said before.
     """
-    clips = [i + 1 for i, part in enumerate(prompt) if isinstance(part, Audio)]
+    clips = [i + 1 for i, part in enumerate(prompt) if not isinstance(part, Text)]
     return max(clips[: len(clips) - said], default=0)
 
 
-def positions(prompt: Prompt, delay: DelayPattern) -> int:
-    """Positions that a prompt takes."""
-    return sum(
-        len(part.ids) if isinstance(part, Text) else delay.num_rows(len(part.codes))
-        for part in prompt
-    )
+def positions(prompt: Prompt, delay: DelayPattern, holds: Holds = "all") -> int:
+    """Positions that a prompt takes, or those of one modality; what is heard counts as text."""
+    sizes = {"text": 0, "audio": 0}
+    for part in prompt:
+        if isinstance(part, Audio):
+            sizes["audio"] += delay.num_rows(len(part.codes))
+        elif isinstance(part, Heard):
+            sizes["text"] += feature_positions(len(part.wave))
+        else:
+            sizes["text"] += len(part.ids)
+    return sum(sizes.values()) if holds == "all" else sizes[holds]
 
 
 class PrefixCache:
@@ -128,8 +134,10 @@ class PrefixCache:
         self._check_weights()
         voice = prompt[:parts]
         tensors = self._store.get(self.key(voice), lambda: self._prefill(voice), self._fits(voice))
-        layers = range(len(self._model.layers))
-        cache = [_filled(tensors[f"{i}.keys"], tensors[f"{i}.values"]) for i in layers]
+        cache = self._model.make_cache()
+        for index, layer in enumerate(cache):
+            if f"{index}.keys" in tensors:
+                _fill(layer, tensors[f"{index}.keys"], tensors[f"{index}.values"])
         return Prefix(parts, cache)
 
     def key(self, voice: Prompt) -> str:
@@ -144,21 +152,22 @@ class PrefixCache:
     def _prefill(self, voice: Prompt) -> Tensors:
         tensors = {}
         for index, layer in enumerate(prefill(self._model, voice)):
-            assert layer.keys is not None
-            assert layer.values is not None
+            if layer.keys is None or layer.values is None:
+                continue  # a voice without any position of the kind that it holds
             tensors[f"{index}.keys"] = mx.contiguous(layer.keys[..., : layer.offset, :])
             tensors[f"{index}.values"] = mx.contiguous(layer.values[..., : layer.offset, :])
         mx.eval(tensors)
         return tensors
 
     def _fits(self, voice: Prompt) -> Callable[[Tensors], bool]:
-        args, layers = self._model.args, range(len(self._model.layers))
-        length = positions(voice, self._model.delay)
-        shape = (1, args.num_key_value_heads, length, args.head_dim)
-        names = {f"{i}.{which}" for i in layers for which in ("keys", "values")}
+        args, pattern = self._model.args, self._model.delay
+        shapes = {}
+        for index, layer in enumerate(self._model.make_cache()):
+            if count := positions(voice, pattern, layer.holds):
+                shape = (1, args.num_key_value_heads, count, args.head_dim)
+                shapes |= {f"{index}.keys": shape, f"{index}.values": shape}
         return lambda tensors: (
-            tensors.keys() == names
-            and {array.shape for array in tensors.values()} == {shape}
+            {name: array.shape for name, array in tensors.items()} == shapes
             and all(mx.issubdtype(array.dtype, mx.floating) for array in tensors.values())
         )
 
@@ -275,9 +284,11 @@ def _computed_by() -> tuple[str, ...]:
     return __version__, version("mlx"), str(mx.default_device().type)
 
 
-def _content(part: Text | Audio) -> tuple[str | bytes, ...]:
+def _content(part: Text | Audio | Heard) -> tuple[str | bytes, ...]:
     if isinstance(part, Text):
         return "text", np.array(part.ids, dtype=np.int64).tobytes()
+    if isinstance(part, Heard):
+        return "heard", np.asarray(part.wave, np.float32).tobytes()
     codes = np.array(part.codes.astype(mx.int32))
     return "audio", f"{codes.shape} {part.spoken}", codes.tobytes()
 
@@ -292,7 +303,5 @@ def _digest(*items: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def _filled(keys: mx.array, values: mx.array) -> KVCache:
-    cache = KVCache()
+def _fill(cache: KVCache, keys: mx.array, values: mx.array) -> None:
     cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
-    return cache

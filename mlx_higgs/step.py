@@ -108,7 +108,7 @@ class CompiledStep:
 
     def __call__(self, state: StepState) -> StepState:
         slots, step = self.slots, self._step
-        slots.reserve(max(slots.lengths) + 1)
+        slots.reserve()
         stores = [(layer.keys, layer.values) for layer in slots.layers]
         after, written = self._run(
             step.keys, tuple(step.sampler.values), state, slots.offsets, stores
@@ -134,7 +134,7 @@ def _compiled(model: SpeechModel, pattern: DelayPattern, kind: Kind) -> Callable
 
 def _traced(model, pattern, kind, keys, values, state, offsets, stores) -> Any:
     row, delay, window, report = state
-    slots = Slots(offsets, stores)
+    slots = Slots(offsets, stores, [cache.holds for cache in model.make_cache()])
     step = AudioStep(model, pattern, Sampler(kind, Values(*values)), keys)
     after = step(StepState(row, DelayState(*delay), window, report), slots.layers)
     written = [(layer.keys, layer.values) for layer in slots.layers]

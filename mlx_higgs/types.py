@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 24_000  # Hz
 HOP = 960  # samples in one frame
 FRAME_RATE = SAMPLE_RATE / HOP  # 25.0 frames per second
+HEARING_RATE = 16_000  # Hz, of what a checkpoint with an audio tower listens to
+STRETCH = 30 * HEARING_RATE  # samples it listens to at once
 
 StopReason = Literal["eos", "length", "silence", "repetition"]
 
@@ -59,16 +61,60 @@ class Audio:
     spoken: bool = True
 
 
-Prompt = list[Text | Audio]
+@dataclass(frozen=True)
+class Heard:
+    """A stretch of a recording inside a prompt: mono float32 ``[N]`` at 16 kHz, at most 30 s.
+
+    It stands for the features an audio tower makes of it. The codes of the same stretch, where a
+    checkpoint reads both, come next.
+    """
+
+    wave: np.ndarray
+
+
+Prompt = list[Text | Audio | Heard]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How a checkpoint takes in a recording of a user or of the system turn.
+
+    What an assistant said is always codes.
+
+    Args:
+        features: of its audio tower.
+        codes: those of the codec.
+    """
+
+    features: bool = False
+    codes: bool = True
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A clip that a user or the system turn brings, by what its checkpoint needs of it.
+
+    Args:
+        codes: aligned ``[T, K]``.
+        wave: mono float32 ``[N]`` at 16 kHz, of any length.
+    """
+
+    codes: mx.array | None = None
+    wave: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A reference clip encoded once: aligned codes ``[T, K]`` and what it says."""
+    """A reference clip encoded once: aligned codes ``[T, K]`` and what it says.
+
+    ``wave``: the clip itself, mono float32 ``[N]`` at 16 kHz, for checkpoints that listen to it
+    where it stands in the system turn.
+    """
 
     codes: mx.array
     transcript: str
     name: str = ""
+    wave: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def adapted(model: Any, settings: dict, seed: int) -> Any:
 def _train(model: Any, steps: int = 4) -> None:
     rng = np.random.default_rng(5)
     codes = mx.array(rng.integers(0, model.delay.codebook_size, (6, model.delay.num_codebooks)))
-    target = mx.array(rng.normal(size=(1, 22, *prompt_logits(model).shape[1:])))
+    target = mx.array(rng.normal(size=(1, 32, *prompt_logits(model).shape[1:])))
 
     def loss(model: Any) -> mx.array:
         x, is_audio = model.embed_prompt([Text([2, 7, 1, 8]), Audio(codes)])

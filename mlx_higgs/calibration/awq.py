@@ -4,7 +4,7 @@ Lin et al. 2023 (https://arxiv.org/abs/2306.00978). Of mlx-lm's module the parts
 step: ``search_best_scale``, ``apply_scale`` and ``search_best_clip``. What walks a model there
 (``awq_quantize``) does not: it knows layers by model type, with one norm before the projections of
 attention. A v2 talker has two, one for words and one for codes, which feed the same projections:
-what these are multiplied by, both must be divided by (a model's ``SCALED_BY`` says what belongs
+what these are multiplied by, both must be divided by (a layer's ``SCALED_BY`` says what belongs
 together). It is also built around batches of token ids and one width for all.
 
 Each layer is judged on what it reads in the unrounded model: the audio FFN on codes, attention on
@@ -55,8 +55,9 @@ def transform(
             if path.startswith(start) and bench.fitted(path, how)
         }
         doubles = _doubles(bench, start, list(widths), batches)
-        norms = dict(bench.model.layers[index].named_modules()) | doubles
-        for names, readers in bench.model.SCALED_BY:
+        layer: Any = bench.model.layers[index]
+        norms = dict(layer.named_modules()) | doubles
+        for names, readers in layer.SCALED_BY:
             if all(name in doubles for name in readers):
                 made_by = [norms[name] for name in names if name in norms]
                 scale(made_by, [doubles[name] for name in readers], [widths[n] for n in readers])

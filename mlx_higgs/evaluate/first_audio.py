@@ -14,7 +14,7 @@ from ..codec.codec import HiggsCodec
 from ..delivery import Delivery
 from ..frames import Rows, prefill
 from ..models.base import SpeechModel
-from ..models.cache import KVCache
+from ..models.cache import KVCache, length
 from ..prefix import Prefix
 from ..streaming import SpeechStream
 from ..types import FRAME_RATE, Audio, Prompt, Text
@@ -102,7 +102,7 @@ def measure_first_audio(
     row, audio = until(row_made, ROW_ROUNDS), until(sound, 1)
     waits = {name: Wait(row[name].ms / 1000, audio[name].ms / 1000) for name in ways}
     return FirstAudio(
-        prompt=cache[0].offset,
+        prompt=length(cache),
         voice=known.positions,
         chunk_frames=chunk,
         prefill_seconds=spent,
@@ -113,4 +113,4 @@ def measure_first_audio(
 
 
 def _compute(cache: list[KVCache]) -> None:
-    mx.eval([(layer.keys, layer.values) for layer in cache])
+    mx.eval([(layer.keys, layer.values) for layer in cache if layer.keys is not None])

@@ -69,7 +69,7 @@ def frame_readings(model: Any) -> tuple[list[Reading], int]:
         model.audio_logits(model.hidden(model.embed_rows(row), cache)[:, -1])
 
     readings = watch(model, step)
-    stores = [store for layer in cache for store in (layer.keys, layer.values)]
+    stores = [store for layer in cache for store in (layer.keys, layer.values) if store is not None]
     return readings, sum(store.nbytes // store.shape[2] for store in stores)
 
 

@@ -191,7 +191,7 @@ def together(model: SpeechModel, golden: TextGolden, start: Start) -> Answers:
     for tokens in mx.array(fed.T):
         slots.begin()
         states.append(_step(model, tokens, slots.layers))
-        slots.advance()
+        slots.advance("text")
         mx.eval(states[-1])
     return _answers(model, iter(mx.concatenate(states, axis=1)[:, None]))
 

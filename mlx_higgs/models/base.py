@@ -12,7 +12,7 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import Prompt
+from ..types import Hearing, Prompt
 from .cache import KVCache
 from .layers import Cache
 
@@ -35,13 +35,10 @@ class SpeechModel(Protocol):
     """A talker: prompt in, one row of ``audio_logits`` per step out."""
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # prefix in a file -> prefix here
-    ADAPTED: ClassVar[tuple[str, ...]]  # modules of a layer that adapters go to
-    # of a layer: what makes an input, and the linear layers that read it and nothing else
-    SCALED_BY: ClassVar[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]]
     TEXT_PARTS: ClassVar[str]  # pattern of the modules that a frozen language model keeps
-    TEXT_SIDE: ClassVar[str]  # pattern of the modules that no frame of speech reads
     TEXT_TABLE: ClassVar[str]  # the module that embeds token ids
     TEXT_HEAD: ClassVar[str]  # the module that scores token ids
+    FROZEN: ClassVar[str]  # pattern of the modules that no training changes
 
     SAMPLING: ClassVar[SamplingParams]  # what a checkpoint that says nothing prefers
     PRESETS: ClassVar[Mapping[str, SamplingParams]]  # by name, whatever the checkpoint says
@@ -51,9 +48,21 @@ class SpeechModel(Protocol):
 
     args: Any
     layers: list[nn.Module]
+    ADAPTED: tuple[str, ...]  # modules of a layer that adapters go to
+    TEXT_SIDE: str  # pattern of the modules that no frame of speech reads
 
     @property
     def delay(self) -> DelayPattern: ...
+
+    @property
+    def hearing(self) -> Hearing:
+        """What a prompt's recordings must bring."""
+        ...
+
+    @property
+    def listening_bytes(self) -> int:
+        """What the longest stretch of a recording takes while it is listened to."""
+        ...
 
     def make_cache(self) -> list[KVCache]: ...
 

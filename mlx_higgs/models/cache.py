@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import mlx.core as mx
 
 BUCKET = 256  # positions; one allocation for about ten seconds of speech
+Holds = Literal["all", "text", "audio"]
+
+
+def length(caches: Sequence[Any]) -> Any:
+    """Positions before the next one: a number, or int32 ``[B]`` of slots."""
+    return next(cache.offset for cache in caches if cache.holds == "all")
 
 
 def buckets(positions: int) -> int:
@@ -19,9 +26,14 @@ class KVCache:
     """Keys and values of one layer, ``[B, kv_heads, capacity, head_dim]``, grown in place.
 
     All B are equally long, and their length is known to the host.
+
+    Args:
+        holds: which positions: those of a layer that only one modality attends in are that
+            modality's, one after the other.
     """
 
-    def __init__(self):
+    def __init__(self, holds: Holds = "all"):
+        self.holds: Holds = holds
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.offset = 0  # positions filled
@@ -32,7 +44,7 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """A cache of its own over the same arrays, which its first append copies."""
-        copied = KVCache()
+        copied = KVCache(self.holds)
         for name in ("keys", "values"):
             store = getattr(self, name)
             setattr(copied, name, None if store is None else mx.array(store))
@@ -67,7 +79,7 @@ def grown(store: mx.array | None, like: mx.array, capacity: int) -> mx.array:
 
 
 class Places:
-    """Where the requests of ``Slots`` stand. The layers share it, and it holds none of them.
+    """Where the requests of ``Slots`` stand. Layers that hold the same positions share it.
 
     Attributes:
         offsets: positions filled, int32 ``[B]``.
@@ -87,8 +99,9 @@ class Places:
 class SlotCache:
     """One layer's keys and values of the requests in ``Slots``."""
 
-    def __init__(self, places: Places, keys: mx.array, values: mx.array):
+    def __init__(self, places: Places, keys: mx.array, values: mx.array, holds: Holds = "all"):
         self.places, self.keys, self.values = places, keys, values
+        self.holds: Holds = holds
 
     @property
     def offset(self) -> mx.array:
@@ -117,82 +130,98 @@ class SlotCache:
         return store
 
 
+Offsets = Mapping[str, mx.array]  # by what caches hold
+
+
 class Slots:
     """The caches of B requests that are differently long, one slot each.
 
     Attributes:
-        layers: one ``SlotCache`` a layer.
-        lengths: positions filled, for the host; empty while a step is being compiled.
+        layers: the caches, in the order the model has them.
+        lengths: positions filled, for the host, by what caches hold; empty while a step is being
+            compiled.
     """
 
     def __init__(
         self,
-        offsets: mx.array,
-        stores: Iterable[tuple[mx.array, mx.array]],
-        lengths: Iterable[int] = (),
+        offsets: Offsets,
+        stores: Sequence[tuple[mx.array, mx.array]],
+        holds: Sequence[Holds],
+        lengths: Mapping[str, list[int]] | None = None,
     ):
-        stores = list(stores)
-        self._places = Places(offsets, stores[0][0].shape[2])
-        self.layers = [SlotCache(self._places, keys, values) for keys, values in stores]
-        self.lengths = list(lengths)
+        """``stores`` and ``holds``: keys, values, and which positions they are of, a cache each."""
+        rooms = {held: keys.shape[2] for held, (keys, _) in zip(holds, stores, strict=True)}
+        self._places = {held: Places(offsets[held], room) for held, room in rooms.items()}
+        self.layers = [
+            SlotCache(self._places[held], keys, values, held)
+            for held, (keys, values) in zip(holds, stores, strict=True)
+        ]
+        self.lengths = dict(lengths or {})
 
     @classmethod
     def of(cls, caches: Sequence[KVCache]) -> Slots:
-        """One request's caches, a layer each, as a batch of one."""
-        offset = caches[0].offset
+        """One request's caches as a batch of one."""
         stores = [(c.keys, c.values) for c in caches if c.keys is not None and c.values is not None]
-        return cls(mx.array([offset], dtype=mx.int32), stores, [offset])
+        empty = mx.zeros_like(stores[0][0][:, :, :1])  # where no such position has come yet
+        room = grown(None, empty, BUCKET)
+        filled = iter(stores)
+        lengths = {c.holds: [c.offset] for c in caches}
+        return cls(
+            {held: mx.array(length, dtype=mx.int32) for held, length in lengths.items()},
+            [(room, room) if c.keys is None else next(filled) for c in caches],
+            [c.holds for c in caches],
+            lengths,
+        )
 
     @property
-    def offsets(self) -> mx.array:
-        """The lengths on the device, int32 ``[B]``."""
-        return self._places.offsets
-
-    @property
-    def capacity(self) -> int:
-        return self.layers[0].keys.shape[2]
+    def offsets(self) -> Offsets:
+        """The lengths on the device, int32 ``[B]``, by what caches hold."""
+        return {held: places.offsets for held, places in self._places.items()}
 
     def begin(self) -> None:
         """Make room for one position more in every slot, and look no further than that."""
-        longest = max(self.lengths) + 1
-        self.reserve(longest)
-        self._places.see(longest)
+        self.reserve()
+        for held, places in self._places.items():
+            places.see(max(self.lengths[held]) + 1)
 
-    def advance(self) -> None:
-        """The position just written counts."""
-        self._places.offsets = self.offsets + 1
-        self.lengths = [length + 1 for length in self.lengths]
+    def advance(self, said: Holds = "audio") -> None:
+        """The position just written counts: one of speech, or of text."""
+        for held in {"all", said} & self._places.keys():
+            self._places[held].offsets = self._places[held].offsets + 1
+            self.lengths[held] = [length + 1 for length in self.lengths[held]]
 
-    def reserve(self, positions: int) -> None:
-        """Room for so many positions in every slot."""
+    def reserve(self) -> None:
+        """Room for one position more in every slot."""
         for layer in self.layers:
-            layer.keys = grown(layer.keys, layer.keys, buckets(positions))
-            layer.values = grown(layer.values, layer.values, buckets(positions))
+            capacity = buckets(max(self.lengths[layer.holds]) + 1)
+            layer.keys = grown(layer.keys, layer.keys, capacity)
+            layer.values = grown(layer.values, layer.values, capacity)
 
     def take(self, kept: list[int]) -> None:
         """Keep some of the slots, no longer than they need."""
-        if kept == list(range(len(self.lengths))):
+        if kept == list(range(len(self.lengths["all"]))):
             return
         index = mx.array(kept)
-        self.lengths = [self.lengths[slot] for slot in kept]
-        room = buckets(max(self.lengths) + 1)
+        self.lengths = {held: [of[slot] for slot in kept] for held, of in self.lengths.items()}
         for layer in self.layers:
+            room = buckets(max(self.lengths[layer.holds]) + 1)
             layer.replace(layer.keys[index][:, :, :room], layer.values[index][:, :, :room])
-        self._places = self._moved(self.offsets[index])
+        self._move({held: offsets[index] for held, offsets in self.offsets.items()})
 
     def join(self, other: Slots) -> None:
         """Put the other's slots behind these; it gives them up layer by layer."""
-        capacity = max(self.capacity, other.capacity)
         for ours, theirs in zip(self.layers, other.layers, strict=True):
+            capacity = max(ours.keys.shape[2], theirs.keys.shape[2])
             keys = [grown(store, store, capacity) for store in (ours.keys, theirs.keys)]
             values = [grown(store, store, capacity) for store in (ours.values, theirs.values)]
             theirs.keys = theirs.values = mx.zeros((0,))
             ours.replace(mx.concatenate(keys), mx.concatenate(values))
-        self.lengths += other.lengths
-        self._places = self._moved(mx.concatenate([self.offsets, other.offsets]))
+        self.lengths = {held: of + other.lengths[held] for held, of in self.lengths.items()}
+        theirs = other.offsets
+        self._move({held: mx.concatenate([of, theirs[held]]) for held, of in self.offsets.items()})
 
-    def _moved(self, offsets: mx.array) -> Places:
-        places = Places(offsets, self.capacity)
+    def _move(self, offsets: Offsets) -> None:
+        rooms = {layer.holds: layer.keys.shape[2] for layer in self.layers}
+        self._places = {held: Places(of, rooms[held]) for held, of in offsets.items()}
         for layer in self.layers:
-            layer.places = places
-        return places
+            layer.places = self._places[layer.holds]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,10 +13,12 @@ import numpy as np
 
 from ..memory import on_cpu
 from .cache import KVCache, SlotCache
-from .rotary import Turn
+from .rotary import Rotation, Turn
 
 Cache = KVCache | SlotCache
 Layer = Callable[[mx.array], mx.array]
+Change = Callable[[mx.array, Rotation], mx.array]
+Modality = Literal["text", "audio"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
             self.k_norm = nn.RMSNorm(d, eps=args.qk_norm_eps)
 
-    def __call__(self, x: mx.array, cache: Cache | None, turn: Turn) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None, turn: Rotation) -> mx.array:
         """``[B, S, D]`` after what ``cache`` holds; None when ``x`` is all there is.
 
         ``turn`` is the rotation of these positions (see ``Rotary.at``).
@@ -63,7 +65,7 @@ class Attention(nn.Module):
             out = _attend(q, k, v, scale)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, S, -1))
 
-    def _project(self, x: mx.array, turn: Turn) -> tuple[mx.array, mx.array, mx.array]:
+    def _project(self, x: mx.array, turn: Rotation) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values ``[B, heads, S, head_dim]``, at their positions."""
         qkv: Any = self.get("qkv_proj")
         if qkv is None:
@@ -180,6 +182,7 @@ class Route:
     """
 
     def __init__(self, is_audio: np.ndarray | None):
+        self._is_audio, self._parts = is_audio, {}
         flat = np.ones(1, dtype=bool) if is_audio is None else is_audio.reshape(-1)
         self._all = "audio" if flat.all() else "text" if not flat.any() else None
         if self._all is None:
@@ -194,6 +197,47 @@ class Route:
         parts = [text(flat[: self._num_text]), audio(flat[self._num_text :])]
         whole: Any = _permuted(mx.concatenate(parts), self._back, self._order)
         return whole.reshape(*x.shape[:-1], -1)
+
+    def only(self, modality: Modality, x: mx.array, turn: Turn, change: Change) -> mx.array:
+        """``x`` with the positions of one modality changed; the others pass by.
+
+        Args:
+            change: positions ``[B, n, D]`` by themselves, in their order, and their rotation ->
+                what becomes of them. With a cache of its own B is 1, or S is.
+        """
+        if self._all is not None:
+            return change(x, turn) if self._all == modality else x
+        if modality not in self._parts:
+            assert self._is_audio is not None
+            self._parts[modality] = Part(self._is_audio == (modality == "audio"))
+        return self._parts[modality](x, turn, change)
+
+
+class Part:
+    """The positions of one modality among ``[B, S]``, first and in their order.
+
+    Where a sequence has fewer than another, those of the other modality fill it up: they come
+    after all of its own, so nothing that counts looks at them.
+    """
+
+    def __init__(self, mine: np.ndarray):
+        B, S = mine.shape
+        counts = mine.sum(axis=1)
+        order = np.argsort(~mine, axis=1, kind="stable")
+        flat = (order + S * np.arange(B)[:, None]).reshape(-1)
+        self._order, self._back = mx.array(flat), mx.array(np.argsort(flat))
+        self._places = mx.array(order[:, : counts.max()])
+        self._mine = mx.array(np.arange(counts.max()) < counts[:, None])[..., None]
+
+    def __call__(self, x: mx.array, turn: Turn, change: Change) -> mx.array:
+        n = self._places.shape[1]
+        sorted_: Any = _permuted(x.reshape(-1, x.shape[-1]), self._order, self._back)
+        sorted_ = sorted_.reshape(x.shape)
+        first, rest = sorted_[:, :n], sorted_[:, n:]
+        first = mx.where(self._mine, change(first, turn.of(self._places)), first)
+        whole = mx.concatenate([first, rest], axis=1).reshape(-1, x.shape[-1])
+        back: Any = _permuted(whole, self._back, self._order)
+        return back.reshape(x.shape)
 
 
 @mx.custom_function

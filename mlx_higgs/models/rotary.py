@@ -14,8 +14,6 @@ import numpy as np
 from ..memory import on_cpu
 from ..types import CheckpointError
 
-Turn = Callable[[mx.array], mx.array]  # of heads [B, heads, S, head_dim]
-
 
 @dataclass(frozen=True)
 class RopeArgs:
@@ -78,6 +76,24 @@ class RopeArgs:
         return mx.array(periods.astype(np.float32))
 
 
+Rotation = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The rotation of heads ``[B, heads, S, head_dim]`` at their positions.
+
+    Args:
+        of: places ``[B, n]`` among these positions -> the rotation of those alone.
+    """
+
+    rotation: Rotation
+    of: Callable[[mx.array], Rotation]
+
+    def __call__(self, heads: mx.array) -> mx.array:
+        return self.rotation(heads)
+
+
 class Rotary:
     """The rotation of queries and keys by their positions (RoPE), in halves as the Llama family's.
 
@@ -94,9 +110,10 @@ class Rotary:
         Args:
             offset: a number, or int32 ``[B]`` where each request has its own.
         """
+        of = partial(self._of, offset, dtype)
         if on_cpu():  # there MLX's own would compute the angles anew in every layer
-            return partial(_turned, *self._angles(offset, added, dtype))
-        return partial(
+            return Turn(of(mx.arange(added)), of)
+        rotation = partial(
             mx.fast.rope,
             dims=self._dims,
             traditional=False,
@@ -105,13 +122,15 @@ class Rotary:
             offset=offset,
             freqs=self._periods,
         )
+        return Turn(rotation, of)
 
-    def _angles(self, offset: Any, added: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """Cosines and sines of both halves, ``[1 or B, 1, added, dims]``."""
-        start = mx.array(offset, dtype=mx.float32).reshape(-1, 1, 1, 1)
-        angles = (start + mx.arange(added)[:, None]) * (1 / self._periods)
+    def _of(self, offset: Any, dtype: mx.Dtype, places: mx.array) -> Rotation:
+        """Of positions ``offset + places``, ``[1 or B, S]``."""
+        start = mx.array(offset, dtype=mx.float32).reshape(-1, 1)
+        angles = (start + places)[:, None, :, None] * (1 / self._periods)
         cos, sin = mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
-        return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
+        both = mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
+        return partial(_turned, *both)
 
 
 def _turned(cos: mx.array, sin: mx.array, x: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
-from ..types import Audio, InputError, Prompt, Text
+from ..types import Audio, Heard, Hearing, InputError, Prompt, Text
 from .cache import KVCache
 
 
@@ -20,6 +20,7 @@ class Talker(nn.Module):
     """
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # beginnings of names: published, ours
+    FROZEN: ClassVar[str] = r"audio_tower|audio_encoder_proj"  # where there is a tower
 
     args: Any
     layers: list[Any]
@@ -30,6 +31,14 @@ class Talker(nn.Module):
     def delay(self) -> DelayPattern:
         raise NotImplementedError
 
+    @property
+    def hearing(self) -> Hearing:
+        return Hearing()
+
+    @property
+    def listening_bytes(self) -> int:
+        return 0
+
     def make_cache(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]
 
@@ -37,7 +46,8 @@ class Talker(nn.Module):
         """Embeddings ``[1, S, D]`` and which positions hold codes, bool ``[1, S]``.
 
         Raises:
-            InputError: an id or a code that the tables do not hold, or an empty prompt.
+            InputError: an id or a code that the tables do not hold, an empty prompt, or one that
+                is to be listened to without an audio tower.
         """
         if not prompt:
             raise InputError("The prompt is empty.")
@@ -47,9 +57,11 @@ class Talker(nn.Module):
         ]
         return mx.concatenate(parts)[None], np.concatenate(is_audio)[None]
 
-    def _embed_part(self, part: Text | Audio) -> mx.array:
+    def _embed_part(self, part: Text | Audio | Heard) -> mx.array:
         if isinstance(part, Text):
             return self.embed_ids(np.asarray(part.ids))
+        if isinstance(part, Heard):
+            return self.embed_wave(part.wave)
         _check_ids(np.array(part.codes), self.delay.codebook_size, "Code")
         return self.embed_rows(self.delay.apply(part.codes))
 
@@ -57,6 +69,10 @@ class Talker(nn.Module):
         """Token ids ``[S]`` -> ``[S, D]``; an id outside the table raises InputError."""
         _check_ids(ids, self.args.vocab_size, "Token id")
         return self.embed_tokens(mx.array(ids.astype(np.int32)))
+
+    def embed_wave(self, wave: np.ndarray) -> mx.array:
+        """A stretch of a recording ``[N]`` at 16 kHz -> ``[S, D]``, by the audio tower."""
+        raise InputError("This checkpoint has no audio tower to listen with.")
 
     def embed_rows(self, rows: mx.array) -> mx.array:
         """Delayed rows ``[..., K]`` -> ``[..., D]``: the sum of one lookup per codebook."""

@@ -5,8 +5,10 @@ Source: Boson's ``HiggsAudioModel`` and transformers' ``HiggsAudioV2ForCondition
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import ClassVar
 
 import mlx.core as mx
@@ -15,25 +17,24 @@ import numpy as np
 
 from ..delay import DelayPattern
 from ..sampling import SamplingParams
-from ..types import CheckpointError, InputError
+from ..types import CheckpointError, Hearing, InputError
 from .base import Origin
+from .cache import KVCache, length
 from .config import check_fixed, check_sizes
-from .layers import MLP, Attention, AttentionArgs, Cache, Route
-from .rotary import RopeArgs, Rotary, Turn
+from .layers import Cache, Route
+from .rotary import RopeArgs, Rotary
 from .talker import Talker
+from .tower import AudioTower, FeatureProjector, TowerArgs, listening_bytes, read_hearing
+from .variants import LAYERS, Kind, PlainLayer, adapted, layer_kinds, unspoken
 
+TEXT_HEAD = "audio_decoder_proj.text_lm_head"
+HEARS = (r"audio_tower\..+", r"audio_encoder_proj\..+")
 MODEL_TYPES = ("higgs_audio_v2", "higgs_audio")  # transformers' flat and Boson's nested config
 
 # Boson's config: field -> (the reference's default, what this module builds, how it is called)
 BOSON_FIXED = {
     "audio_decoder_proj_num_layers": (0, 0, "decoder projection layers"),
-    "audio_embed_avg": (False, False, "averaged codebook embeddings"),
-    "encode_audio_in_tokens": (False, True, "prompts without audio codes"),
-    "encode_whisper_embed": (True, False, "Whisper features"),
-    "skip_audio_tower": (False, True, "an audio tower"),
-    "use_audio_out_embed_projector": (False, False, "an embedding projector"),
-    "use_audio_out_self_attention": (False, False, "audio self-attention"),
-    "use_delay_pattern": (False, True, "streams without a delay pattern"),
+    "use_rq_transformer": (False, False, "a transformer over codebooks"),
 }
 LLAMA_FIXED = {
     "attention_bias": (False, False, "attention biases"),
@@ -64,7 +65,13 @@ class ModelArgs:
     audio_stream_bos_id: int
     audio_stream_eos_id: int
     placeholder_ids: tuple[int, ...]  # ids that stand for a row of codes in expanded prompts
+    layers: tuple[Kind, ...]
+    delayed: bool = True  # each codebook is a row behind the one before it
+    averaged: bool = False  # a row is the mean of its codes, not their sum
+    projected: bool = False  # and goes through a matrix
     text_head: bool = False
+    hearing: Hearing = field(default_factory=Hearing)
+    tower: TowerArgs | None = None
 
     @classmethod
     def from_dict(cls, config: dict, text_head: bool = False) -> ModelArgs:
@@ -118,21 +125,20 @@ def _llama(text: dict) -> dict:
 
 def _boson_audio(config: dict) -> dict:
     check_fixed(config, BOSON_FIXED)
-    adapter = config.get("audio_adapter_type", "stack")
-    layers = range(config["text_config"]["num_hidden_layers"])
-    dual = set(config.get("audio_dual_ffn_layers") or [])
-    if adapter not in ("dual_ffn", "dual_ffn_fast_forward") or dual != set(layers):
-        raise CheckpointError(
-            f"This checkpoint has adapter {adapter!r} with dual FFNs in {len(dual)} of "
-            f"{len(layers)} layers; only dual FFNs in every layer are supported."
-        )
+    hearing, tower = read_hearing(config)
     return {
+        "hearing": hearing,
+        "tower": tower,
         "num_codebooks": config["audio_num_codebooks"],
         "codebook_vocab": config["audio_codebook_size"] + 2,
         "audio_stream_bos_id": config["audio_stream_bos_id"],
         "audio_stream_eos_id": config["audio_stream_eos_id"],
         # transformers marks the last rows of a clip by the id after <|audio_out_bos|>
         "placeholder_ids": (config["audio_out_token_idx"], config["audio_out_bos_token_id"] + 1),
+        "layers": layer_kinds(config),
+        "delayed": bool(config.get("use_delay_pattern")),
+        "averaged": bool(config.get("audio_embed_avg")),
+        "projected": bool(config.get("use_audio_out_embed_projector")),
     }
 
 
@@ -143,6 +149,7 @@ def _transformers_audio(config: dict) -> dict:
         "audio_stream_bos_id": config["audio_stream_bos_id"],
         "audio_stream_eos_id": config["audio_stream_eos_id"],
         "placeholder_ids": (config["audio_token_id"], config["audio_delay_token_id"]),
+        "layers": ("dual",) * config["num_hidden_layers"],
     }
 
 
@@ -159,39 +166,6 @@ def joined(weights: dict[str, mx.array]) -> dict[str, mx.array]:
                 rows = [whole.pop(name), whole.pop(other)]
                 whole[name.replace(f".{kind}_frozen.", ".")] = mx.concatenate(rows)
     return whole
-
-
-class DualFFNDecoderLayer(nn.Module):
-    """One attention for all positions; norms and FFN of their own for text and for audio."""
-
-    def __init__(self, args: ModelArgs):
-        super().__init__()
-        D, eps = args.hidden_size, args.rms_norm_eps
-        self.self_attn = Attention(
-            AttentionArgs(D, args.num_attention_heads, args.num_key_value_heads, args.head_dim)
-        )
-        self.mlp = MLP(D, args.intermediate_size)
-        self.audio_mlp = MLP(D, args.intermediate_size)
-        self.input_layernorm = nn.RMSNorm(D, eps=eps)
-        self.audio_input_layernorm = nn.RMSNorm(D, eps=eps)
-        self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
-        self.audio_post_attention_layernorm = nn.RMSNorm(D, eps=eps)
-
-    def __call__(self, x: mx.array, route: Route, cache: Cache | None, turn: Turn) -> mx.array:
-        normed = route(x, self.input_layernorm, self.audio_input_layernorm)
-        x = x + self.self_attn(normed, cache, turn)
-        return x + route(x, self._text_ffn, self._audio_ffn)
-
-    def fuse(self) -> None:
-        """Fewer and larger multiplications, for generation."""
-        for part in (self.self_attn, self.mlp, self.audio_mlp):
-            part.fuse()
-
-    def _text_ffn(self, x: mx.array) -> mx.array:
-        return self.mlp(self.post_attention_layernorm(x))
-
-    def _audio_ffn(self, x: mx.array) -> mx.array:
-        return self.audio_mlp(self.audio_post_attention_layernorm(x))
 
 
 class Heads(nn.Module):
@@ -214,26 +188,11 @@ class Model(Talker):
         ("text_lm_head.", "audio_decoder_proj.text_lm_head."),
         ("model.", ""),
     ]
-    # what training adapts and freezes: modules of a layer, of the model, and what only text uses
-    ADAPTED = (
-        *(f"self_attn.{name}_proj" for name in "qkvo"),
-        *(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
-    )
-    # what makes an input, and what reads it: one factor can go from one to the other
-    SCALED_BY = (
-        (("input_layernorm", "audio_input_layernorm"), tuple(f"self_attn.{n}_proj" for n in "qkv")),
-        (("post_attention_layernorm",), ("mlp.gate_proj", "mlp.up_proj")),
-        (("mlp.up_proj",), ("mlp.down_proj",)),
-        (("audio_post_attention_layernorm",), ("audio_mlp.gate_proj", "audio_mlp.up_proj")),
-        (("audio_mlp.up_proj",), ("audio_mlp.down_proj",)),
-    )
     TEXT_PARTS = (  # Boson's freeze_llm
         r"embed_tokens|norm|"
         r"layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)"
     )
-    # what no frame of speech reads: may be stored in fewer bits than the rest
-    TEXT_SIDE = r"embed_tokens|layers\.\d+\.mlp\..+|audio_decoder_proj\.text_lm_head"
-    TEXT_TABLE, TEXT_HEAD = "embed_tokens", "audio_decoder_proj.text_lm_head"
+    TEXT_TABLE, TEXT_HEAD = "embed_tokens", TEXT_HEAD
     SAMPLING, NORMALIZE = SamplingParams(), True
     ORIGIN = Origin(
         "Higgs Audio 2",
@@ -258,9 +217,27 @@ class Model(Talker):
             args.num_codebooks * args.codebook_vocab, args.hidden_size
         )
         self._rotary = Rotary(args.rope, args.head_dim)
-        self.layers = [DualFFNDecoderLayer(args) for _ in range(args.num_hidden_layers)]
+        if args.projected:
+            self.audio_out_embed_projector = nn.Linear(
+                args.hidden_size, args.hidden_size, bias=False
+            )
+        self.layers: list[PlainLayer] = [LAYERS[kind](args) for kind in args.layers]
+        self.ADAPTED = adapted(self.layers)
+        self.TEXT_SIDE = "|".join(["embed_tokens", *unspoken(self.layers), TEXT_HEAD, *HEARS])
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.audio_decoder_proj = Heads(args)
+        if args.tower:
+            self.audio_tower = AudioTower(args.tower)
+            self.audio_encoder_proj = FeatureProjector(args.tower.d_model, args.hidden_size)
+
+    @property
+    def hearing(self) -> Hearing:
+        return self.args.hearing
+
+    @property
+    def listening_bytes(self) -> int:
+        itemsize = self.norm.weight.itemsize
+        return listening_bytes(self.args.tower, itemsize) if self.args.tower else 0
 
     @property
     def delay(self) -> DelayPattern:
@@ -270,12 +247,23 @@ class Model(Talker):
             args.audio_stream_bos_id,
             args.audio_stream_eos_id,
             edge_frames=1,
+            shift=int(args.delayed),
         )
+
+    def make_cache(self) -> list[KVCache]:
+        return [KVCache(holds) for layer in self.layers for holds in layer.CACHES]
 
     def fuse(self) -> None:
         """Fewer and larger multiplications: what generation wants and training cannot use."""
         for layer in self.layers:
             layer.fuse()
+
+    def embed_wave(self, wave: np.ndarray) -> mx.array:
+        """A stretch of a recording ``[N]`` at 16 kHz -> ``[S, D]``, by the audio tower."""
+        if self.args.tower is None:
+            return super().embed_wave(wave)
+        features = self.audio_encoder_proj(self.audio_tower.stretch(wave))
+        return features.astype(self.norm.weight.dtype)
 
     def hidden(
         self, x: mx.array, cache: Sequence[Cache] | None, is_audio: np.ndarray | None = None
@@ -285,10 +273,18 @@ class Model(Talker):
         ``cache`` None: ``x`` is all there is, as in training.
         """
         route = Route(is_audio)
-        turn = self._rotary.at(cache[0].offset if cache else 0, x.shape[1], x.dtype)
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x = layer(x, route, layer_cache, turn)
+        turn = self._rotary.at(length(cache) if cache else 0, x.shape[1], x.dtype)
+        caches = iter(cache or repeat(None))
+        for layer in self.layers:
+            x = layer(x, route, turn, *[next(caches) for _ in layer.CACHES])
         return self.norm(x)
+
+    def embed_rows(self, rows: mx.array) -> mx.array:
+        """Delayed rows ``[..., K]`` -> ``[..., D]``."""
+        x = super().embed_rows(rows)
+        if self.args.averaged:
+            x = x / self.args.num_codebooks
+        return self.audio_out_embed_projector(x) if self.args.projected else x
 
     def audio_logits(self, h: mx.array) -> mx.array:
         """``[..., D]`` -> float32 ``[..., K, V]``."""
@@ -300,6 +296,11 @@ class Model(Talker):
         if not self.args.text_head:
             raise InputError("The text head was not loaded: load with text_head=True.")
         return self.audio_decoder_proj.text_lm_head(h).astype(mx.float32)
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """All but the table of codes and its factor, the audio head and the tower."""
+        kept = rf"{self.FROZEN}|audio_out_embed_projector"
+        return not re.match(kept, path) and super().quant_predicate(path, module)
 
     def names_in(self, config: dict) -> list[tuple[str, str]]:
         """``WEIGHT_NAMES`` of a checkpoint with this config; Boson's own names are those here."""

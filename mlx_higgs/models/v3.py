@@ -116,6 +116,13 @@ QWEN_SIZES = (
 class DecoderLayer(nn.Module):
     """Qwen3's: norms before attention and FFN, and on each head's queries and keys."""
 
+    # what makes an input, and what reads it: one factor can go from one to the other
+    SCALED_BY = (
+        (("input_layernorm",), tuple(f"self_attn.{name}_proj" for name in "qkv")),
+        (("post_attention_layernorm",), ("mlp.gate_proj", "mlp.up_proj")),
+        (("mlp.up_proj",), ("mlp.down_proj",)),
+    )
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         D, eps = args.hidden_size, args.rms_norm_eps
@@ -148,12 +155,6 @@ class Model(Talker):
     ADAPTED = (
         *(f"self_attn.{name}_proj" for name in "qkvo"),
         *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-    )
-    # what makes an input, and what reads it: one factor can go from one to the other
-    SCALED_BY = (
-        (("input_layernorm",), tuple(f"self_attn.{name}_proj" for name in "qkv")),
-        (("post_attention_layernorm",), ("mlp.gate_proj", "mlp.up_proj")),
-        (("mlp.up_proj",), ("mlp.down_proj",)),
     )
     TEXT_PARTS = r"embed_tokens|norm|layers\.\d+\.\w+(\.\w+)?"
     TEXT_SIDE = r"embed_tokens"  # tied: a head that no frame of speech reads

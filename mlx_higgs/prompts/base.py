@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..types import Audio, Profile, Prompt, Text, Voice
+from ..types import Audio, Heard, Hearing, Profile, Prompt, Text, Voice
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -15,6 +15,7 @@ class PromptBuilder(Protocol):
     """Texts and voices -> the prompt that asks for them to be spoken."""
 
     NEEDS_WORDS: ClassVar[bool]  # whether a clip is cloned with its transcript only
+    hearing: Hearing  # the talker's, as whoever loads both says
 
     @classmethod
     def check_controls(cls, controls: Mapping[str, str]) -> None:
@@ -42,6 +43,6 @@ class PromptBuilder(Protocol):
 
     def transcript(
         self, turns: Sequence[Any], *, scene: str | None = None, start_index: int = 0
-    ) -> list[tuple[Text | Audio, bool]]:
+    ) -> list[tuple[Text | Audio | Heard, bool]]:
         """A whole conversation for training: its pieces, and whether the model learns each."""
         ...

@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from tokenizers import Tokenizer
 
 from ..text import is_blank, speaker_tags
-from ..types import Audio, InputError, Profile, Prompt, Text, Voice
+from ..types import Audio, Heard, Hearing, InputError, Profile, Prompt, Recording, Text, Voice
+from .heard import stretches
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 Role = Literal["system", "user", "assistant"]
-Part: TypeAlias = "str | Marker | mx.array"  # words, a control token, or a clip's codes [T, K]
+# words, a control token, a recording that is heard, or a clip's codes [T, K]
+Part: TypeAlias = "str | Marker | Recording | mx.array"
 
 SOUND_TOKENS = ("<SE>", "</SE>", "<SE_s>", "</SE_s>", "<SE_e>", "</SE_e>")
 SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
@@ -75,6 +77,7 @@ class PromptBuilder:
     """Builds the prompts of one checkpoint; token ids come from its tokenizer, by name."""
 
     NEEDS_WORDS: ClassVar[bool] = True
+    hearing = Hearing()  # the talker's, as whoever loads both says
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
@@ -173,7 +176,7 @@ class PromptBuilder:
 
     def transcript(
         self, turns: Sequence[Turn], *, scene: str | None = None, start_index: int = 0
-    ) -> list[tuple[Text | Audio, bool]]:
+    ) -> list[tuple[Text | Audio | Heard, bool]]:
         """A whole conversation for training: its pieces, and whether the model learns to say each.
 
         It learns what assistants say from turn ``start_index`` on, with the token that ends the
@@ -190,7 +193,7 @@ class PromptBuilder:
         if scene and not has_system:
             turns, start_index = [Turn("system", [ONE_SPEAKER]), *turns], start_index + 1
         turns = [_trusted(turn, scene if i == 0 else "") for i, turn in enumerate(turns)]
-        pieces: list[tuple[Text | Audio, bool]] = [
+        pieces: list[tuple[Text | Audio | Heard, bool]] = [
             (Text([self._tokens.id("<|begin_of_text|>")]), False)
         ]
         for index, (header, *said) in enumerate(self._written(turns)):
@@ -223,8 +226,13 @@ class PromptBuilder:
             return [Text(self._tokens.encode(part))]
         if isinstance(part, Marker):
             return [Text([self._tokens.id(part.token)])]
-        start, end = map(self._tokens.id, _CLIP_TOKENS[role])
-        return [Text([start]), Audio(part, spoken=role == "assistant"), Text([end])]
+        start, end = (Text([self._tokens.id(token)]) for token in _CLIP_TOKENS[role])
+        recording = part if isinstance(part, Recording) else Recording(part)
+        if role == "assistant":
+            if recording.codes is None:
+                raise InputError("What an assistant said is given as codes: encode it first.")
+            return [start, Audio(recording.codes), end]
+        return [x for heard in stretches(recording, self.hearing) for x in (start, *heard, end)]
 
 
 def _after_header(parts: Sequence[Part]) -> list[Part]:
@@ -284,7 +292,8 @@ def _voice_lines(voices: Sequence[Voice | Profile]) -> list[Part]:
     """One line for each voice: its description or its clip."""
     parts: list[Part] = []
     for index, voice in enumerate(voices):
-        who = voice.description if isinstance(voice, Profile) else voice.codes
+        clip = isinstance(voice, Voice)
+        who = Recording(voice.codes, voice.wave) if clip else voice.description
         parts += [f"SPEAKER{index}: ", who, "\n"]
     return parts
 

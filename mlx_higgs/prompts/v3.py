@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tokenizers import Tokenizer
 
 from ..text import is_blank
-from ..types import Audio, CheckpointError, InputError, Profile, Prompt, Text, Voice
+from ..types import Audio, CheckpointError, Heard, Hearing, InputError, Profile, Prompt, Text, Voice
 from .tags import TAGS, arrange, tag
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
 
@@ -46,6 +46,7 @@ class PromptBuilder:
     """Builds the prompts of one checkpoint; token ids come from its tokenizer, by name."""
 
     NEEDS_WORDS: ClassVar[bool] = False  # though they help
+    hearing = Hearing()  # the talker's, as whoever loads both says
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
@@ -122,7 +123,7 @@ class PromptBuilder:
 
     def transcript(
         self, turns: Sequence[Turn], *, scene: str | None = None, start_index: int = 0
-    ) -> list[tuple[Text | Audio, bool]]:
+    ) -> list[tuple[Text | Audio | Heard, bool]]:
         """A whole conversation for training: its pieces, and whether the model learns to say each.
 
         It learns the clips of assistants from turn ``start_index`` on; those before are references.
@@ -131,7 +132,7 @@ class PromptBuilder:
         Raises:
             InputError: an assistant's words, or a user's clip.
         """
-        pieces: list[tuple[Text | Audio, bool]] = [(self._marker(TTS), False)]
+        pieces: list[tuple[Text | Audio | Heard, bool]] = [(self._marker(TTS), False)]
         said = ""
         for index, turn in enumerate(turns):
             trained = index >= start_index

@@ -16,6 +16,7 @@ from ..batch import MAX_ROWS, Batch
 from ..delivery import STEADY, Delivery, Latency, choose
 from ..doubts import CAP_SHARE
 from ..frames import MAX_IDENTICAL_ROWS, Rows
+from ..hearing import Clip, recording
 from ..loading import DEFAULT_MODEL, Higgs, load
 from ..longform import LongJob, speak
 from ..pieces import PREFERRED, RETRIES, Chunking
@@ -31,10 +32,12 @@ from ..quantization import Plan, Quantization
 from ..recipes import Recipe
 from ..text import normalize
 from ..types import (
+    HEARING_RATE,
     HiggsError,
     InputError,
     Profile,
     Prompt,
+    Recording,
     Speech,
     SpeechChunk,
     Voice,
@@ -135,6 +138,22 @@ class HiggsAudioServer:
         self._release_encoder()
         self._prepared = [voice]
         return voice
+
+    def hear(self, clip: Clip) -> Recording:
+        """A clip for a turn of a user (``prompts.turn``), by what this checkpoint needs of it.
+
+        Args:
+            clip: a file, the bytes of one, or mono samples ``[N]`` and their rate.
+
+        Raises:
+            InputError: a clip that cannot be used, or a checkpoint that hears none.
+        """
+        hearing = self.higgs.talker.hearing
+        heard = recording(
+            clip, hearing, self.sampling_rate, lambda wave: self._clip_codes().get(wave)
+        )
+        self._release_encoder()
+        return heard
 
     def clear_reference(self) -> None:
         """Forget the prepared voice and all that is in memory of others; files stay."""
@@ -307,7 +326,10 @@ class HiggsAudioServer:
         wave = clip.wave
         if wave is None:
             wave = audio.read_reference(clip.path, self.sampling_rate)
-        return Voice(self._clip_codes().get(wave), clip.transcript, clip.name)
+        heard = None
+        if self.higgs.talker.hearing.features:
+            heard = audio.to_rate(wave, self.sampling_rate, HEARING_RATE)
+        return Voice(self._clip_codes().get(wave), clip.transcript, clip.name, heard)
 
     def _release_encoder(self) -> None:
         """Before the talker's weights are read, where they still are on disk."""

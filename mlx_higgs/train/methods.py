@@ -56,11 +56,10 @@ def _full(model: Any, options: Options) -> None:
             "original weights."
         )
     model.unfreeze()
-    if options.freeze_llm:
-        keep = re.compile(model.TEXT_PARTS)
-        for path, module in model.named_modules():
-            if keep.fullmatch(path):
-                module.freeze()
+    keep = re.compile(f"{model.FROZEN}|{model.TEXT_PARTS}" if options.freeze_llm else model.FROZEN)
+    for path, module in model.named_modules():
+        if keep.fullmatch(path):
+            module.freeze()
     if options.freeze_embed_until_idx is not None:
         _part(model, model.TEXT_TABLE).unfreeze()
 

@@ -71,6 +71,8 @@ def make_sample(
         InputError: nothing in it is to be learnt, or a clip cannot be used.
     """
     source = conversation.source or "A conversation"
+    if prompts.hearing.features:
+        _check_unheard(conversation, source)
     turns = [
         prompts.turn(
             message.role,
@@ -90,6 +92,15 @@ def make_sample(
             f"{source} has nothing to learn: no assistant turn from start_index {start} on."
         )
     return sample
+
+
+def _check_unheard(conversation: Conversation, source: str) -> None:
+    """Raises InputError for a clip that an audio tower would listen to."""
+    if any(message.clips and message.role != "assistant" for message in conversation.messages):
+        raise InputError(
+            f"{source} has a clip of a user or the system turn, which this checkpoint listens to: "
+            "it can be trained on clips of assistants alone."
+        )
 
 
 def _laid_out(pieces: list, delay: DelayPattern, source: str) -> Sample:
@@ -124,7 +135,7 @@ def row_labels(codes: np.ndarray, delay: DelayPattern, trained: bool = True) -> 
     (T, K), edge = codes.shape, delay.edge_frames
     labels = np.full((delay.num_rows(T), K), IGNORED, np.int16)
     for book in range(K if trained else 0):
-        first = book + edge
+        first = delay.shift * book + edge
         labels[first : first + T, book] = codes[:, book]
         labels[first + T : first + T + 1, book] = delay.eos_id
     return labels
