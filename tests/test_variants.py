@@ -274,7 +274,7 @@ def test_adapters_go_to_what_speaks_and_fuse(variant: str, seed: int, tmp_path: 
     from mlx_higgs.train.methods import lora_parameters
 
     model = load(tmp_path, variant, seed)
-    parameters = lora_parameters(model, {"rank": 2})
+    parameters = lora_parameters(model, {"rank": 2, "scale": 1.7})
     settings = {"fine_tune_type": "lora", "num_layers": 3, "lora_parameters": parameters}
     before = set(tensors(model))
     trained = adapted(model, settings, seed)
@@ -285,7 +285,7 @@ def test_adapters_go_to_what_speaks_and_fuse(variant: str, seed: int, tmp_path: 
     made = fuse(str(tmp_path / variant), tmp_path / "adapter", tmp_path / "fused")
     fused = load_model(made)
     assert set(tensors(fused)) == before
-    assert np.abs(all_logits(fused) - all_logits(trained)).max() < 1e-3
+    assert np.abs(all_logits(fused) - all_logits(trained)).max() < TOLERANCE  # 8e-6 of 60 seeds
 
 
 def test_freezing_the_language_model_leaves_what_boson_leaves(variant: str, seed: int, tmp_path):
