@@ -55,6 +55,7 @@ LEVELS = (
         "footprint",
         "step",
         "frames",
+        "answer",
         "prefix",
         "batch",
         "code2wave",
