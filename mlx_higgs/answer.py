@@ -146,7 +146,8 @@ class Answering:
         """Raises GenerationError for what is no number, InputError for ids there are not."""
         self._caches, h = read_prompt(self._model, self._prompt, self._prefix)
         last = self._prompt[-1]
-        if self._begun is not None or (isinstance(last, Text) and last.ids[-1] == self._marks.opens):
+        opened = isinstance(last, Text) and last.ids[-1] == self._marks.opens
+        if opened or self._begun is not None:
             h = yield from self._speak(self._begun)
         while h is not None and not self._closed:
             token = self._words.draw(h)
@@ -168,9 +169,7 @@ class Answering:
         x = self._model.embed_ids(np.array([token]))[None]
         return self._model.hidden(x, self._caches, np.zeros((1, 1), dtype=bool))
 
-    def _speak(
-        self, begun: mx.array | None = None
-    ) -> Generator[Segment, None, mx.array | None]:
+    def _speak(self, begun: mx.array | None = None) -> Generator[Segment, None, mx.array | None]:
         """A stretch of speech; returns the hidden state after the id that ends it."""
         segment = self._segment = self._open(begun)
         if begun is None:
@@ -259,7 +258,8 @@ class _Words:
         self._model = model
         self._key = seed_key(piece_seed(params.seed, WORDS, 0, 0))[None]
         self._sampler = Sampler.of([params], size)
-        self._barred = mx.array(np.isin(np.arange(size), barred))
+        self._barred = mx.zeros((size,), mx.bool_)
+        self._barred[mx.array(list(barred))] = True
         self._drawn = 0
 
     def draw(self, h: mx.array) -> int:

@@ -39,7 +39,7 @@ class Footprint:
 
     Attributes:
         audio: weights that a frame of speech reads, and may be quantised.
-        text: those that only a prompt's text reads.
+        text: those that only text reads and writes: of a prompt, and of an answer in words.
         kept: weights that are never quantised: codebook table, audio head, norms.
         cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
             for each stream.
@@ -186,6 +186,7 @@ def choose(
     *,
     streams: int = 1,
     late_clips: bool = False,
+    text_head: bool = False,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
@@ -194,6 +195,7 @@ def choose(
         limit: as ``parse_size`` reads it; None is the machine's.
         streams: texts spoken at once.
         late_clips: references are encoded while the talker is in memory.
+        text_head: loaded, too.
 
     Raises:
         InputError: a plan or a limit that cannot be read, or too little memory: what would fit.
@@ -201,9 +203,9 @@ def choose(
     """
     plan = None if asked is None or asked == AUTO else Plan.parse(asked)
     allowed = machine_limit() if limit is None else parse_size(limit)
-    model = open_model(folder)
+    model = open_model(folder, text_head=text_head)
     if plan is not None:
-        open_model(folder, quantize=plan)  # raises what loading would
+        open_model(folder, quantize=plan, text_head=text_head)  # raises what loading would
     looked_at: dict[Plan, int] = {}
     for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams):
         peak = expected.together if late_clips else expected.peak

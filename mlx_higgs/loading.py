@@ -90,6 +90,16 @@ class Higgs:
         return codec
 
     @cached_property
+    def no_chat(self) -> str | None:
+        """Why it does not converse, in a sentence for anybody; None: it does."""
+        if self.talker.args.text_head:
+            return None
+        return why_no_chat(self.path) or (
+            "The text head was not loaded, which writes words: load with text_head=True, or start "
+            "the server with --chat."
+        )
+
+    @cached_property
     def defaults(self) -> Defaults:
         return Defaults.from_pretrained(self.path, type(self.talker))
 
@@ -138,6 +148,22 @@ def has_text_head(folder: Path) -> bool:
     """Speaking does not need it; a converted checkpoint keeps it, as nothing is to be lost."""
     names = (name for path in weight_files(folder) for name in read_header(path))
     return any("text_lm_head" in name.split(".") for name in names)
+
+
+def why_no_chat(folder: Path) -> str | None:
+    """Why a checkpoint does not converse, in a sentence for anybody; None: it does.
+
+    Raises:
+        CheckpointError: it is no talker's.
+    """
+    if why := prompt_class(read_json(folder / "config.json")).NO_CHAT:
+        return why
+    if has_text_head(folder):
+        return None
+    return (
+        "This checkpoint has no text head: it speaks, but cannot write words, so it does not chat. "
+        "Load one that has it, such as bosonai/higgs-tts-2-3b-base."
+    )
 
 
 def check_model(folder: Path) -> None:
@@ -193,6 +219,7 @@ def load(
     quantize: Quantization | Plan | None = None,
     revision: str | None = None,
     read_now: bool = True,
+    text_head: bool = False,
 ) -> Higgs:
     """Load a checkpoint for generation.
 
@@ -203,13 +230,16 @@ def load(
         quantize: quantise while loading; the source's full size is never held.
         read_now: False leaves the talker's weights on disk until they are needed, so that a clip
             can be encoded before they take their room.
+        text_head: with what writes words, for conversations (788 MB of the 3B model in bfloat16).
 
     Raises:
         InputError: nothing there. CheckpointError: it cannot be used.
     """
     path = resolve(path_or_repo, revision)
     trained = None if adapter is None else resolve_adapter(adapter)
-    model = open_model(path, quantize=quantize, fuse=trained is None)
+    if text_head and (why := why_no_chat(path)):
+        raise InputError(why)
+    model = open_model(path, quantize=quantize, text_head=text_head, fuse=trained is None)
     if read_now or trained is not None:
         read_weights(model)
     if trained is not None:

@@ -57,7 +57,7 @@ def stretch(
     state: DelayState | None = None,
     end: float = 0.03,
 ) -> list[list[int]]:
-    """Random samples ``[K]`` of a stretch of speech from ``state`` on, up to the row that ends it."""
+    """Random samples ``[K]`` of a stretch of speech from ``state`` on, to the row that ends it."""
     state, rows = state or pattern.start(), []
     while not state.done.item():
         row = rng.integers(0, pattern.codebook_size, pattern.num_codebooks)

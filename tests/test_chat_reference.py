@@ -61,8 +61,9 @@ class Pair:
 
     def prompt(self, rng: np.random.Generator, clips: int = 1) -> tuple[Prompt, Asked]:
         """Words, clips of an assistant, words."""
-        prompt, asked = [self._words(rng)], Asked([])
-        asked.ids += prompt[0].ids
+        words = self._words(rng)
+        prompt: Prompt = [words]
+        asked = Asked([*words.ids])
         for _ in range(clips):
             shape = int(rng.integers(3, 12)), self.pattern.num_codebooks
             codes = mx.array(rng.integers(0, self.pattern.codebook_size, shape))
@@ -82,9 +83,7 @@ class Pair:
             read = model.embed_prompt(prompt)[0].shape[1] + (0 if begun is None else len(begun))
             model = Scripted(model, script, read)
         params = SamplingParams(temperature=0, ras_window=0, max_frames=limit, seed=0)
-        answering = Answering(
-            model, prompt, params, self.marks, begun=begun, max_identical_rows=0
-        )
+        answering = Answering(model, prompt, params, self.marks, begun=begun, max_identical_rows=0)
         segments = [
             [row.tolist() for row in event] for event in answering if isinstance(event, Segment)
         ]
@@ -138,7 +137,7 @@ def test_a_prompt_that_ends_in_speech_is_continued_as_boson_does(pair: Pair, see
     codes = mx.array(rng.integers(0, pair.pattern.codebook_size, (6, K)))
     rows = pair.pattern.apply(codes)
     lengths = [*range(1, len(rows) + 1)]
-    for length in rng.choice(lengths, 5, replace=False).tolist() + [7, len(rows)]:
+    for length in (*rng.choice(lengths, 5, replace=False).tolist(), 7, len(rows)):
         prompt, asked = pair.prompt(rng)
         begun = rows[:length]
         prompt.append(Text([pair.marks.opens]))

@@ -38,12 +38,14 @@ class Opening:
     Attributes:
         begun: codes ``[T, K]`` of a clip that it goes on with; the prompt ends before it.
         wording: reads its ids.
+        voices: clips at the beginning that say whose voice it is.
     """
 
     prompt: Prompt
     begun: mx.array | None
     marks: Marks
     wording: Wording
+    voices: int = 0
 
 
 class PromptBuilder(Protocol):

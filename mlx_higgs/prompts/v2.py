@@ -209,7 +209,9 @@ class PromptBuilder:
         pieces = [piece for turn in before for piece in turn]
         prompt = merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, *last])
         wording = Wording(tokens, fresh=not goes_on)
-        return Opening(prompt, begun, self._marks(speech), wording)
+        clips = [part for turn in turns[:start] for part in turn.parts if _is_clip(part)]
+        heard = len(clips) + len(voices) if voices else 0
+        return Opening(prompt, begun, self._marks(speech), wording, heard)
 
     def _unfinished(
         self, turns: Sequence[Turn], written: list[Prompt]
@@ -219,7 +221,7 @@ class PromptBuilder:
             raise InputError("There is no message of the assistant at the end to go on with.")
         *before, last = written
         last = last[:-1]  # without the end of the turn
-        if isinstance(turns[-1].parts[-1], (str, Marker)):
+        if not _is_clip(turns[-1].parts[-1]):
             return before, last, None
         *last, clip, _ = last
         assert isinstance(clip, Audio)
@@ -313,6 +315,10 @@ def with_markers(text: str) -> list[Part]:
     """Cut a trusted text at its ``MARKERS``: the parts of a `Turn` that may hold them."""
     pieces = re.split(f"({'|'.join(map(re.escape, MARKERS))})", text)
     return [Marker(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece]
+
+
+def _is_clip(part: Part) -> bool:
+    return not isinstance(part, (str, Marker))
 
 
 def _marked(turn: Turn) -> Turn:
