@@ -158,10 +158,10 @@ def why_no_chat(folder: Path) -> str | None:
     """
     if why := prompt_class(read_json(folder / "config.json")).NO_CHAT:
         return why
-    if has_text_head(folder):
+    if has_text_head(folder) and Defaults.from_pretrained(folder).chats:
         return None
     return (
-        "This checkpoint has no text head: it speaks, but cannot write words, so it does not chat. "
+        "This checkpoint has no text head that was taught to write: it speaks, but does not chat. "
         "Load one that has it, such as bosonai/higgs-tts-2-3b-base."
     )
 

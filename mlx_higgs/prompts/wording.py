@@ -28,6 +28,7 @@ class Wording:
     def __init__(self, tokens: PromptTokenizer, *, fresh: bool = True):
         self._tokens = tokens
         self._pending: list[int] = []  # of a character that is not whole
+        self._before: list[int] = []  # what went out last: some tokenizers part words by it
         self._held: str | None = "" if fresh else None
         self._in_header = False
         self.recipient: str | None = None
@@ -57,16 +58,21 @@ class Wording:
 
     def _decoded(self, token: int) -> str:
         self._pending.append(token)
-        text = self._tokens.decode(self._pending)
+        text = self._tail()
         if text.endswith(HALF) and len(self._pending) < LONGEST_CHARACTER:
             return ""
-        self._pending.clear()
+        self._before, self._pending = self._pending, []
         return text
 
     def _ended_character(self) -> str:
-        text = self._tokens.decode(self._pending) if self._pending else ""
-        self._pending.clear()
+        text = self._tail() if self._pending else ""
+        self._before, self._pending = [], []
         return text
+
+    def _tail(self) -> str:
+        """What the pending ids add to those before."""
+        before = self._tokens.decode(self._before)
+        return self._tokens.decode([*self._before, *self._pending]).removeprefix(before)
 
     def _kept(self, text: str) -> str:
         """What may go out of some words more."""

@@ -261,6 +261,21 @@ class Gathered:
             self.parts.append(Spoken(wave, chunk.codes))
             self._waves.clear()
 
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def spoken(self) -> bool:
+        """Whether there is any sound."""
+        return any(isinstance(part, Spoken) and len(part.pcm) for part in self.parts)
+
+    @property
+    def pcm(self) -> np.ndarray:
+        """All of it, float32 ``[N]``."""
+        waves = [part.pcm for part in self.parts if isinstance(part, Spoken)]
+        return np.concatenate([np.zeros(0, np.float32), *waves])
+
     def answer(self, job: ChatJob, seconds: float) -> Answer:
         assert self.last is not None
         assert job.stop_reason is not None
