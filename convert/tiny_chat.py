@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .layouts import Widths
 
 STOPS, BANNED = (EOS, EOT), (AUDIO_IN, AUDIO_OUT)  # as offsets from the first special id
-OPENS_BY = 2.0  # times the other ids' logits: of a few hundred, it is written now and then
+OPENS_BY = 3.0  # times the other ids' logits: of a few hundred, it is written now and then
 ENDS_BY = 12.0  # times the quiet ones of `tiny.random_talker`: a stretch lasts some twenty rows
 
 

@@ -16,7 +16,7 @@ from mlx_higgs.frames import Rows
 from mlx_higgs.loading import load_model
 from mlx_higgs.prompts.base import Marks
 from mlx_higgs.sampling import SamplingParams
-from mlx_higgs.step import AudioStep, first_state
+from mlx_higgs.step import BROKEN, AudioStep, first_state
 from mlx_higgs.types import Audio, GenerationError, InputError, Text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -189,7 +189,7 @@ def test_each_mode_reads_its_own_weights_alone(seed, side):
         state = step.after(h, first_state(model.delay, None))
         for _ in range(3):
             state = step(state, caches)
-        assert state.report[0, -1].item() == 0
+        assert state.report[0, -1].item() != BROKEN
 
 
 def test_barred_ids_are_never_written(seed):

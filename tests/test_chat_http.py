@@ -243,6 +243,7 @@ def test_who_leaves_stops_the_work(url, worker):
         ({"audio": {"format": "flac"}, "stream": True}, "audio.format"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

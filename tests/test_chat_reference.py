@@ -108,7 +108,7 @@ def test_greedy_answers_are_boson_s(pair: Pair, seed: int, opened: bool):
         theirs = pair.boson.generate(asked, 150)
         assert pair.ours(prompt, 150) == theirs
         kinds.append(len(theirs.segments))
-    assert any(kinds)
+    assert any(kinds) or not opened
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 9, 30, 400])

@@ -14,7 +14,7 @@ from ..chat import ChatRequest
 from ..encoders import STREAMABLE
 from ..messages import ROLES, Message, read_messages
 from .errors import ApiError
-from .fields import listed_as_ignored, spoken_in
+from .fields import listed_as_ignored, one_name_each, spoken_in
 from .schema import Schema, check, nullable
 from .settings import Settings
 
@@ -180,10 +180,7 @@ def parse_chat(body: dict[str, Any], app: Starlette) -> ParsedChat:
         ApiError: 400, what is wrong with which field.
     """
     state, settings = app.state, app.state.settings
-    body = {key: value for key, value in body.items() if value is not None}
-    for other, name in OTHER_NAMES.items():
-        if other in body:
-            body.setdefault(name, body.pop(other))
+    body = one_name_each(body, OTHER_NAMES)
     schema = chat_schema(settings)
     known = schema["properties"]
     asked = body.get("audio") if isinstance(body.get("audio"), dict) else {}

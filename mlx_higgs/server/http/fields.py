@@ -159,7 +159,7 @@ def parse_speech(body: dict[str, Any], app: Starlette) -> Parsed:
         ApiError: 400, what is wrong with which field.
     """
     state = app.state
-    body = _one_name_each({key: value for key, value in body.items() if value is not None})
+    body = one_name_each(body, OTHER_NAMES)
     schema = speech_schema(state.settings)
     known = schema["properties"]
     if body.get("response_format") == "aac":
@@ -179,8 +179,14 @@ def parse_speech(body: dict[str, Any], app: Starlette) -> Parsed:
     )
 
 
-def _one_name_each(body: dict[str, Any]) -> dict[str, Any]:
-    for other, name in OTHER_NAMES.items():
+def one_name_each(body: dict[str, Any], others: Mapping[str, str]) -> dict[str, Any]:
+    """What a body gives, each field by its name here.
+
+    Raises:
+        ApiError: 400, two names with different values.
+    """
+    body = {key: value for key, value in body.items() if value is not None}
+    for other, name in others.items():
         if other in body:
             value = body.pop(other)
             if body.setdefault(name, value) != value:
