@@ -26,6 +26,7 @@ EXTRAS: dict[str, type] = {  # ours, which transformers ignores
     "notice": str,
     "normalize": bool,
     "clones": bool,
+    "chats": bool,
     "words": list,
     "context": int,
     "letters": int,
@@ -42,6 +43,7 @@ class Defaults:
     notice: str | None = None  # a line to announce it with
     normalize: bool = True
     clones: bool = True
+    chats: bool = True  # False: it has a text head that was never taught to write
     words: list[str] | None = None  # what it says best
     context: int = 1  # pieces of a long text that the next one is told of; 0: never trained so
     letters: int | None = None  # of a piece of a long text, see pieces.Chunking

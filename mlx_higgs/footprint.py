@@ -45,7 +45,7 @@ class Footprint:
 
     Attributes:
         audio: weights that a frame of speech reads, and may be quantised.
-        text: those that only a prompt's text reads.
+        text: those that only text reads and writes: of a prompt, and of an answer in words.
         kept: weights that are never quantised: codebook table, audio head, norms.
         cache: keys and values of 1 min of speech and a reference of 30 s, kept as a voice, too,
             for each stream.
@@ -223,6 +223,7 @@ def choose(
     source: str = "SOURCE",
     streams: int = 1,
     late_clips: bool = False,
+    text_head: bool = False,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
@@ -233,6 +234,7 @@ def choose(
         source: what the user calls the checkpoint.
         streams: texts spoken at once.
         late_clips: references are encoded while the talker is in memory.
+        text_head: loaded, too.
 
     Raises:
         InputError: a recipe or a limit that cannot be read, a recipe that needs a conversion, or
@@ -242,9 +244,9 @@ def choose(
     named = None if asked is None or asked == AUTO else at_once(read(asked), source)
     plan = None if named is None else named.plan
     allowed = machine_limit() if limit is None else parse_size(limit)
-    model = open_model(folder)
+    model = open_model(folder, text_head=text_head)
     if plan is not None:
-        open_model(folder, quantize=plan)  # raises what loading would
+        open_model(folder, quantize=plan, text_head=text_head)  # raises what loading would
     looked_at: dict[Plan, int] = {}
     for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams):
         peak = expected.together if late_clips else expected.peak

@@ -96,6 +96,16 @@ class Higgs:
         return codec
 
     @cached_property
+    def no_chat(self) -> str | None:
+        """Why it does not converse, in a sentence for anybody; None: it does."""
+        if self.talker.args.text_head:
+            return None
+        return why_no_chat(self.path) or (
+            "The text head was not loaded, which writes words: load with text_head=True, or start "
+            "the server with --chat."
+        )
+
+    @cached_property
     def defaults(self) -> Defaults:
         found = Defaults.from_pretrained(self.path, type(self.talker))
         return found if self.recipe is None else found.under(self.recipe.sampling)
@@ -156,6 +166,22 @@ def has_text_head(folder: Path) -> bool:
     return any("text_lm_head" in name.split(".") for name in names)
 
 
+def why_no_chat(folder: Path) -> str | None:
+    """Why a checkpoint does not converse, in a sentence for anybody; None: it does.
+
+    Raises:
+        CheckpointError: it is no talker's.
+    """
+    if why := prompt_class(read_json(folder / "config.json")).NO_CHAT:
+        return why
+    if has_text_head(folder) and Defaults.from_pretrained(folder).chats:
+        return None
+    return (
+        "This checkpoint has no text head that was taught to write: it speaks, but does not chat. "
+        "Load one that has it, such as bosonai/higgs-tts-2-3b-base."
+    )
+
+
 def check_model(folder: Path) -> None:
     """Raises CheckpointError for a folder that is no talker's, before its codec is looked for."""
     get_model_classes(read_json(folder / "config.json"))
@@ -209,6 +235,7 @@ def load(
     quantize: str | Recipe | Plan | Quantization | None = None,
     revision: str | None = None,
     read_now: bool = True,
+    text_head: bool = False,
 ) -> Higgs:
     """Load a checkpoint for generation.
 
@@ -220,6 +247,7 @@ def load(
             (``q8``), bits as ``8/4``, a recipe or a plan.
         read_now: False leaves the talker's weights on disk until they are needed, so that a clip
             can be encoded before they take their room.
+        text_head: with what writes words, for conversations (788 MB of the 3B model in bfloat16).
 
     Raises:
         InputError: nothing there. CheckpointError: it cannot be used.
@@ -227,7 +255,10 @@ def load(
     recipe = at_once(of(quantize), str(path_or_repo))
     path = resolve(path_or_repo, revision)
     trained = None if adapter is None else resolve_adapter(adapter)
-    model = open_model(path, quantize=recipe.plan, fuse=trained is None)
+    if text_head and (why := why_no_chat(path)):
+        raise InputError(why)
+    fuse = trained is None
+    model = open_model(path, quantize=recipe.plan, text_head=text_head, fuse=fuse)
     if read_now or trained is not None:
         read_weights(model)
     if trained is not None:

@@ -85,8 +85,15 @@ class SpeechStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Mono float32 chunks ``[N]``, N > 0."""
+        return (wave for wave in self.steps() if wave is not None)
+
+    def steps(self) -> Iterator[np.ndarray | None]:
+        """The same, with None for every row that completes no chunk."""
         stage, self._stage, sent = self._stage, None, 0  # what it remembers ends with the iterator
         for payload in self._payloads():
+            if payload is None:
+                yield None
+                continue
             wave = self._decode(stage, payload)
             if self._closed:
                 return
@@ -102,7 +109,7 @@ class SpeechStream:
             if self.stop_reason is not None:
                 return
 
-    def _payloads(self) -> Iterator[Payload]:
+    def _payloads(self) -> Iterator[Payload | None]:
         for row in self._rows:
             if self._closed:
                 return
@@ -110,9 +117,7 @@ class SpeechStream:
             if self.on_row is not None:
                 self.on_row(self.num_rows)
             self._columns.extend(self._reverter.push(row))
-            payload = self._schedule.next(len(self._columns))
-            if payload is not None:
-                yield payload
+            yield self._schedule.next(len(self._columns))
         if not self._closed:
             yield self._schedule_end()
 

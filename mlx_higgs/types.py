@@ -7,7 +7,7 @@ K codebooks, V codebook_vocab (codes + BOS + EOS), D width, N samples. Codes are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -131,6 +131,94 @@ class SpeechChunk:
     pcm: np.ndarray
     sampling_rate: int = SAMPLE_RATE
     frames: int = 0  # delayed rows generated so far
+
+
+@dataclass(frozen=True)
+class AnswerChunk(SpeechChunk):
+    """What an answer goes on with: words, samples, or neither.
+
+    Attributes:
+        text: words, as far as they are certain.
+        codes: ``[T, K]`` of the stretch of speech that ends with this chunk.
+        tokens: ids written so far. prompt_tokens: positions that the prompt takes.
+    """
+
+    text: str = ""
+    codes: np.ndarray | None = field(default=None, repr=False)
+    tokens: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A stretch of speech in an answer: samples float32 ``[N]`` and codes ``[T, K]``."""
+
+    pcm: np.ndarray = field(repr=False)
+    codes: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said in a conversation.
+
+    Attributes:
+        parts: words and stretches of speech, in their order.
+        stop_reason: why it ended (``eos`` is the good one).
+        recipient: whom it addressed, where it said so.
+        tokens: ids written. frames: delayed rows of speech. prompt_tokens: positions before them.
+    """
+
+    parts: tuple[str | Spoken, ...]
+    sampling_rate: int
+    stop_reason: StopReason
+    seed: int
+    seconds: float
+    recipient: str | None = None
+    tokens: int = 0
+    frames: int = 0
+    prompt_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def spoken(self) -> list[Spoken]:
+        return [part for part in self.parts if isinstance(part, Spoken)]
+
+    @property
+    def segments(self) -> list[np.ndarray]:
+        """The samples of each stretch of speech, mono float32 ``[N]``."""
+        return [part.pcm for part in self.spoken]
+
+    @property
+    def codes(self) -> list[np.ndarray]:
+        """The codes ``[T, K]`` of each."""
+        return [part.codes for part in self.spoken]
+
+    @property
+    def pcm(self) -> np.ndarray:
+        """All of its speech, one stretch after the other: mono float32 ``[N]``."""
+        import numpy as np
+
+        return np.concatenate([np.zeros(0, np.float32), *self.segments])
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return len(self.pcm) / self.sampling_rate
+
+    def message(self) -> dict[str, Any]:
+        """Itself as a message, so that the conversation goes on: speech stays codes."""
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "audio", "codes": part.codes}
+            for part in self.parts
+            if isinstance(part, str) or len(part.codes)
+        ]
+        recipient = {"recipient": self.recipient} if self.recipient else {}
+        return {"role": "assistant", "content": content, **recipient}
 
 
 @dataclass(frozen=True)

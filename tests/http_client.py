@@ -13,13 +13,14 @@ import httpx
 import numpy as np
 
 from mlx_higgs.delivery import STEADY
+from mlx_higgs.server.chat import ChatRequest
 from mlx_higgs.server.http.app import create_app
 from mlx_higgs.server.http.serving import Server, open_socket
 from mlx_higgs.server.http.settings import Settings
 from mlx_higgs.server.metrics import Metrics
 from mlx_higgs.server.ticket import Ticket
 from mlx_higgs.server.worker import Facts
-from mlx_higgs.types import HiggsError, SpeechChunk
+from mlx_higgs.types import AnswerChunk, HiggsError, SpeechChunk
 from mlx_higgs.voices.library import VoiceLibrary
 
 RATE = 24_000
@@ -78,6 +79,8 @@ class StubWorker:
         return [ticket.request for ticket in self.tickets]
 
     def _speak(self, ticket: Ticket) -> None:
+        if isinstance(ticket.request, ChatRequest):
+            return self._answer(ticket)
         for index, pcm in enumerate(np.split(tone(ticket.seed, self.chunks), self.chunks)):
             while not self._may_go():
                 if ticket.outcome is not None:
@@ -86,6 +89,25 @@ class StubWorker:
                 ticket.end("failed", self.failure)
                 return
             ticket.put(SpeechChunk(pcm, RATE, 13 * (index + 1)))
+        ticket.end("finished", stop_reason="eos")
+
+    def _answer(self, ticket: Ticket) -> None:
+        """Words, a tone in ``chunks`` chunks unless only words are wanted, words."""
+        nothing, codes = np.zeros(0, np.float32), np.full((5, 8), 7, np.int32)
+        steps = [AnswerChunk(nothing, RATE, 0, "Good ", None, 1, 11)]
+        if ticket.request.speech is not False:
+            waves = np.split(tone(ticket.seed, self.chunks), self.chunks) if self.chunks else []
+            steps += [AnswerChunk(wave, RATE, 13 * (i + 1)) for i, wave in enumerate(waves)]
+            steps += [AnswerChunk(nothing, RATE, 39, "", codes)] if self.chunks else []
+        steps += [AnswerChunk(nothing, RATE, 39, "day.", None, 4, 11)]
+        for index, chunk in enumerate(steps):
+            while not self._may_go():
+                if ticket.outcome is not None:
+                    return
+            if index == self.fails_after:
+                ticket.end("failed", self.failure)
+                return
+            ticket.put(chunk)
         ticket.end("finished", stop_reason="eos")
 
     def _may_go(self) -> bool:

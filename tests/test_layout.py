@@ -57,6 +57,7 @@ LEVELS = (
         "footprint",
         "step",
         "frames",
+        "answer",
         "prefix",
         "batch",
         "code2wave",

@@ -39,7 +39,7 @@ class TinySpeaker:
         codec = SimpleNamespace(hop=HOP, decoder=lambda: SimpleNamespace(lookahead_samples=0))
         prompts = SimpleNamespace(NEEDS_WORDS=True)
         self.higgs = SimpleNamespace(
-            model=tiny_model(seed), codec=codec, defaults=Defaults(), prompts=prompts
+            model=tiny_model(seed), codec=codec, defaults=Defaults(), prompts=prompts, no_chat=None
         )
         self.before: Callable[[SpeechRequest], None] = lambda request: None
         self.threads: set[int] = set()

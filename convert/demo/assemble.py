@@ -35,6 +35,7 @@ GENERATION = {
     "ras_win_max_num_repeat": 2,
     "context": 0,  # it never learnt what was said before
     "letters": 40,  # of a piece: it learnt short sentences
+    "chats": False,  # its text head is as it was drawn
     "scene": "SPEAKER0: feminine",
     "notice": NOTICE,
 }

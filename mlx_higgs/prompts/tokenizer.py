@@ -67,6 +67,8 @@ class PromptTokenizer:
             )
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        known = tokenizer.get_added_tokens_decoder()
+        self._control = {i: token.content for i, token in known.items() if token.special}
         self._split = re.compile(f"({'|'.join(map(re.escape, allowed))})").split
 
     def id(self, token: str) -> int:
@@ -97,6 +99,14 @@ class PromptTokenizer:
         for index, piece in enumerate(self._split(text)):
             ids += [self.id(piece)] if index % 2 else self._plain(piece)
         return ids
+
+    def control(self, token: int) -> str | None:
+        """The name of a control token; None for one that is of words."""
+        return self._control.get(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids of words -> text; half a character is shown as U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -21,8 +21,10 @@ from tokenizers import Tokenizer
 
 from ..text import is_blank, speaker_tags
 from ..types import Audio, Heard, Hearing, InputError, Profile, Prompt, Recording, Text, Voice
+from .base import Marks, Opening
 from .heard import stretches
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
+from .wording import Wording
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -78,6 +80,7 @@ class PromptBuilder:
 
     NEEDS_WORDS: ClassVar[bool] = True
     hearing = Hearing()  # the talker's, as whoever loads both says
+    NO_CHAT: ClassVar[str | None] = None  # with a text head
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
@@ -170,6 +173,75 @@ class PromptBuilder:
         pieces = [piece for turn in self._written(turns) for piece in turn]
         return merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, Text(answer)])
 
+    def converse(
+        self,
+        turns: Sequence[Turn],
+        *,
+        voices: Sequence[Voice | Profile] = (),
+        speech: bool | None = None,
+        goes_on: bool = False,
+    ) -> Opening:
+        """A conversation up to the answer, in words and speech.
+
+        Texts of the system's and of users may hold ``MARKERS``.
+
+        Args:
+            voices: clips that show how the answers sound, put after the system's first turns.
+            speech: True opens the answer with speech (the reference's ``force_audio_gen``), False
+                leaves it none; None lets the model decide.
+            goes_on: the last turn, an assistant's, is not over: the answer continues it.
+
+        Raises:
+            InputError: a last turn that cannot be continued, a voice in words.
+            CheckpointError: the tokenizer lacks a token that this needs.
+        """
+        if any(isinstance(voice, Profile) for voice in voices):
+            raise InputError("In a conversation, describe a voice in the system's message.")
+        turns = [_marked(turn) for turn in turns]
+        start = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+        turns[start:start] = _reference_turns(voices)
+        *before, last = [*self._written(turns), []]
+        begun = None
+        if goes_on:
+            before, last, begun = self._unfinished(turns, before)
+        else:
+            last = [Text([*self._header("assistant"), *self._tokens.encode("\n\n")])]
+        tokens = self._tokens
+        if speech and begun is None:
+            last = [*last, Text([tokens.id("<|audio_out_bos|>")])]
+        pieces = [piece for turn in before for piece in turn]
+        prompt = merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, *last])
+        wording = Wording(tokens, fresh=not goes_on)
+        clips = [part for turn in turns[:start] for part in turn.parts if _is_clip(part)]
+        heard = len(clips) + len(voices) if voices else 0
+        return Opening(prompt, begun, self._marks(speech), wording, heard)
+
+    def _unfinished(
+        self, turns: Sequence[Turn], written: list[Prompt]
+    ) -> tuple[list[Prompt], Prompt, mx.array | None]:
+        """The turns before the last, its beginning, and the clip it ends in."""
+        if not turns or turns[-1].role != "assistant" or not turns[-1].parts:
+            raise InputError("There is no message of the assistant at the end to go on with.")
+        *before, last = written
+        last = last[:-1]  # without the end of the turn
+        if not _is_clip(turns[-1].parts[-1]):
+            return before, last, None
+        *last, clip, _ = last
+        assert isinstance(clip, Audio)
+        return before, last, clip.codes
+
+    def _marks(self, speech: bool | None) -> Marks:
+        named = self._tokens.id
+        opens, holder = named("<|audio_out_bos|>"), named("<|AUDIO_OUT|>")
+        return Marks(
+            opens=opens,
+            speech=holder,
+            closes=named("<|audio_eos|>"),
+            stops=frozenset({named("<|eot_id|>"), named("<|end_of_text|>")}),
+            # the reference breaks off where a placeholder is written: there is nothing to hold
+            barred=(holder, named("<|AUDIO|>"), *([opens] if speech is False else [])),
+        )
+
     def turn(self, role: Role, parts: Sequence[Part], recipient: str | None = None) -> Turn:
         """One turn of a conversation, for `render` and `transcript`."""
         return Turn(role, parts, recipient)
@@ -251,6 +323,18 @@ def with_markers(text: str) -> list[Part]:
     """Cut a trusted text at its ``MARKERS``: the parts of a `Turn` that may hold them."""
     pieces = re.split(f"({'|'.join(map(re.escape, MARKERS))})", text)
     return [Marker(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece]
+
+
+def _is_clip(part: Part) -> bool:
+    return not isinstance(part, (str, Marker))
+
+
+def _marked(turn: Turn) -> Turn:
+    """A turn of the caller's with its texts cut at their markers."""
+    if turn.role == "assistant":
+        return turn
+    parts = [[part] if not isinstance(part, str) else with_markers(part) for part in turn.parts]
+    return replace(turn, parts=[piece for some in parts for piece in some])
 
 
 def _trusted(turn: Turn, scene: str) -> Turn:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from ..text import is_blank
 from ..types import Audio, CheckpointError, Heard, Hearing, InputError, Profile, Prompt, Text, Voice
+from .base import Opening
 from .tags import TAGS, arrange, tag
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
 
@@ -47,6 +48,10 @@ class PromptBuilder:
 
     NEEDS_WORDS: ClassVar[bool] = False  # though they help
     hearing = Hearing()  # the talker's, as whoever loads both says
+    NO_CHAT: ClassVar[str | None] = (
+        "Higgs v3 reads texts aloud and does not converse: chat needs a v2 checkpoint with a text "
+        "head, such as bosonai/higgs-tts-2-3b-base."
+    )
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take over ``tokenizer``.
@@ -148,6 +153,17 @@ class PromptBuilder:
                 before = self._text(said) if trained else self._referring(said)
                 pieces += [*((part, False) for part in before), (Audio(clip), trained)]
         return pieces
+
+    def converse(
+        self,
+        turns: Sequence[Turn],
+        *,
+        voices: Sequence[Voice | Profile] = (),
+        speech: bool | None = None,
+        goes_on: bool = False,
+    ) -> Opening:
+        """Raises InputError: this model was never trained to."""
+        raise InputError(self.NO_CHAT or "")
 
     def _reference(self, voice: Voice | Profile) -> Prompt:
         if isinstance(voice, Profile):

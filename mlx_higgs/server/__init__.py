@@ -9,13 +9,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "ChatJob": ".chat",
+    "ChatRequest": ".chat",
     "HiggsAudioServer": ".engine",
     "SpeechJob": ".job",
     "SpeechRequest": ".request",
 }
-__all__ = ["HiggsAudioServer", "SpeechJob", "SpeechRequest"]
+__all__ = ["ChatJob", "ChatRequest", "HiggsAudioServer", "SpeechJob", "SpeechRequest"]
 
 if TYPE_CHECKING:
+    from .chat import ChatJob, ChatRequest
     from .engine import HiggsAudioServer
     from .job import SpeechJob
     from .request import SpeechRequest

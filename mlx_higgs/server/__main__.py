@@ -25,6 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
         "is at /.",
     )
     add_model_options(parser.add_argument_group("model"), "demo")
+    model = parser.add_argument_group("conversations")
+    model.add_argument(
+        "--chat",
+        action="store_true",
+        help="load the text head, too, for /v1/chat/completions (788 MB more of the 3B model)",
+    )
     _add_address(parser.add_argument_group("address"))
     _add_access(parser.add_argument_group("who may use it"))
     _add_voices(parser.add_argument_group("voices"))

@@ -6,10 +6,14 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
 
 from .. import audio
 from ..batch import MAX_ROWS, Batch
@@ -33,6 +37,8 @@ from ..recipes import Recipe
 from ..text import normalize
 from ..types import (
     HEARING_RATE,
+    Answer,
+    AnswerChunk,
     HiggsError,
     InputError,
     Profile,
@@ -44,7 +50,9 @@ from ..types import (
 )
 from ..voices import Reference, no_transcript, reference
 from .batching import run_together
+from .chat import ChatJob, ChatRequest
 from .job import SpeechJob
+from .messages import Message, read_messages
 from .request import SpeechRequest, check_clips, fit, references, spelled_out
 from .warm import warm_up
 
@@ -90,6 +98,7 @@ class HiggsAudioServer:
         quantize: str | Recipe | Plan | Quantization | None = None,
         revision: str | None = None,
         voice_cache: str | Path | None = AUTO,
+        text_head: bool = False,
     ) -> HiggsAudioServer:
         """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
 
@@ -99,6 +108,7 @@ class HiggsAudioServer:
             quantize: while loading: a recipe's name (``q8``), bits as ``8/4``, or a plan.
             voice_cache: a folder that keeps voices for the next process; None keeps them in memory
                 alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
+            text_head: with what writes words, which ``chat`` needs.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
@@ -110,6 +120,7 @@ class HiggsAudioServer:
             adapter=adapter,
             quantize=quantize,
             revision=revision,
+            text_head=text_head,
         )
         if higgs.doubt:
             LOG.warning(higgs.doubt)
@@ -148,10 +159,7 @@ class HiggsAudioServer:
         Raises:
             InputError: a clip that cannot be used, or a checkpoint that hears none.
         """
-        hearing = self.higgs.talker.hearing
-        heard = recording(
-            clip, hearing, self.sampling_rate, lambda wave: self._clip_codes().get(wave)
-        )
+        heard = self._heard(clip)
         self._release_encoder()
         return heard
 
@@ -226,6 +234,76 @@ class HiggsAudioServer:
         """
         start = partial(self.start_long, chunking=WHOLE_TEXT)
         return run_together(start, Batch(self.higgs.model, max_batch), requests)
+
+    def chat(self, messages: Sequence[Any], **options) -> Answer:
+        """Answer a conversation in words and speech, as the model likes to take turns.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}]``, with clips as OpenAI's chat API has
+                them, or as paths and arrays (see ``messages.read_messages``).
+            options: the other fields of ``ChatRequest``.
+
+        Returns:
+            ``.text``, ``.segments`` (float32 ``[N]`` each), ``.pcm``, ``.codes``,
+            ``.stop_reason``; ``.message()`` is what the next call's ``messages`` go on with.
+
+        Raises:
+            InputError: a conversation that cannot be had, or a checkpoint without a text head.
+            GenerationError: the model made no numbers.
+        """
+        return self.start_chat(ChatRequest(messages, **options)).run()
+
+    def chat_stream(
+        self,
+        messages: Sequence[Any],
+        *,
+        latency: Latency = "exact",
+        chunk_ms: float | None = None,
+        delivery: Delivery | None = None,
+        **options,
+    ) -> Iterator[AnswerChunk]:
+        """As ``chat``, while it is made: chunks with ``.text`` or ``.pcm``, or neither.
+
+        Args:
+            latency, chunk_ms, delivery: as in ``generate_stream``.
+        """
+        request = ChatRequest(messages, **options)
+        return iter(self.start_chat(request, choose(latency, chunk_ms, delivery)))
+
+    def start_chat(self, request: ChatRequest, delivery: Delivery = STEADY) -> ChatJob:
+        """Check a conversation, encode its clips and compute its voice.
+
+        The work on the rest begins when the job is iterated.
+        """
+        started, higgs = time.perf_counter(), self.higgs
+        if higgs.no_chat:
+            raise InputError(higgs.no_chat)
+        params = request.sampling(higgs.defaults.preset(request.preset))
+        turns = [
+            higgs.prompts.turn(
+                said.role, [self._said(part, said.role) for part in said.parts], said.recipient
+            )
+            for said in read_messages(request.messages, self.sampling_rate)
+        ]
+        opening = higgs.prompts.converse(
+            turns,
+            voices=[] if request.speech is False else self._voices(request),
+            speech=request.speech,
+            goes_on=request.continue_final_message,
+        )
+        self._release_encoder()
+        return ChatJob(higgs, request, opening, params, self._prefix_cache(), delivery, started)
+
+    def _parts(self, message: Message) -> list[str | mx.array | Recording]:
+        """What was said as prompts take it: the model's own clips as codes, others are heard."""
+        return [self._said(part, own=message.role == "assistant") for part in message.parts]
+
+    def _said(self, part: str | np.ndarray, own: bool) -> str | mx.array | Recording:
+        if isinstance(part, str):
+            return part
+        if part.ndim == 2:
+            return mx.array(part)
+        return self._clip_codes().get(part) if own else self._heard((part, self.sampling_rate))
 
     def start(
         self, request: SpeechRequest, delivery: Delivery = STEADY, batch: Batch | None = None
@@ -304,7 +382,7 @@ class HiggsAudioServer:
         )
         return prompt, text
 
-    def _voices(self, request: SpeechRequest) -> list[Voice | Profile]:
+    def _voices(self, request: SpeechRequest | ChatRequest) -> list[Voice | Profile]:
         asked = references(request) or list(self._prepared)
         if asked and not self.higgs.defaults.clones:
             check_clips(asked)
@@ -315,6 +393,10 @@ class HiggsAudioServer:
         voices = [self._encode(v) if isinstance(v, Reference) else v for v in asked]
         self._release_encoder()
         return voices
+
+    def _heard(self, clip: Clip) -> Recording:
+        hearing, rate = self.higgs.talker.hearing, self.sampling_rate
+        return recording(clip, hearing, rate, lambda wave: self._clip_codes().get(wave))
 
     def _check_words(self, asked: Iterable[Reference | Voice | Profile]) -> None:
         """Raises InputError for a clip without its transcript, if this model needs it."""

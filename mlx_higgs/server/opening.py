@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import note
+from ..types import InputError
 
 if TYPE_CHECKING:
     from ..footprint import Choice
@@ -28,10 +29,12 @@ def choose_plan(
         InputError: what would fit, if that does not. CheckpointError: it cannot be used.
     """
     from ..footprint import choose
-    from ..loading import check_model, find_codec, resolve
+    from ..loading import check_model, find_codec, resolve, why_no_chat
 
     path = resolve(arguments.model, arguments.revision)
     check_model(path)
+    if wants_words(arguments) and (why := why_no_chat(path)):
+        raise InputError(why)
     choice = choose(
         path,
         find_codec(path, arguments.codec),
@@ -40,10 +43,16 @@ def choose_plan(
         source=arguments.model,
         streams=streams,
         late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
+        text_head=wants_words(arguments),
     )
     if choice.line:
         note(choice.line)
     return choice
+
+
+def wants_words(arguments: argparse.Namespace) -> bool:
+    """Whether a command wants the model to write, too (``--chat``)."""
+    return getattr(arguments, "chat", False)
 
 
 def load_server(
@@ -72,6 +81,7 @@ def load_server(
         adapter=arguments.adapter,
         quantize=choice.recipe,
         read_now=False,
+        text_head=wants_words(arguments),
     )
     if higgs.doubt:
         note(f"warning: {higgs.doubt}")

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import audio
 from ..delay import DelayPattern
@@ -19,6 +19,8 @@ from ..voices import Reference, find_voice, reference
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from .chat import ChatRequest
 
 Method = TypeVar("Method", bound=Callable)
 Clips = str | os.PathLike | Sequence[str | os.PathLike]
@@ -101,17 +103,23 @@ class SpeechRequest:
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The checkpoint's defaults, with this request's choices and a seed."""
-        chosen = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "ras_window": self.ras_win_len,
-            "ras_max_repeats": self.ras_max_repeat,
-            "max_frames": self.max_new_frames,
-            "machine": self.machine,
-            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,
-        }
-        return replace(defaults, **{k: v for k, v in chosen.items() if v is not None})
+        return settled(
+            defaults,
+            self.seed,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            ras_window=self.ras_win_len,
+            ras_max_repeats=self.ras_max_repeat,
+            max_frames=self.max_new_frames,
+            machine=self.machine,
+        )
+
+
+def settled(defaults: SamplingParams, seed: int | None, **chosen: Any) -> SamplingParams:
+    """``defaults`` with what was chosen (None: nothing was), and with a seed."""
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    return replace(defaults, seed=seed, **{k: v for k, v in chosen.items() if v is not None})
 
 
 def spelled_out(method: Method) -> Method:
@@ -127,7 +135,7 @@ def spelled_out(method: Method) -> Method:
     return method
 
 
-def references(request: SpeechRequest) -> list[Reference | Voice | Profile]:
+def references(request: SpeechRequest | ChatRequest) -> list[Reference | Voice | Profile]:
     """The voices a request names, clips first; none is decoded yet.
 
     Raises:

@@ -13,6 +13,7 @@ from ..types import GenerationError, HiggsError, SpeechChunk, StopReason
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
+    from .chat import ChatRequest
     from .metrics import Outcome
     from .request import SpeechRequest
 
@@ -64,7 +65,7 @@ class Ticket:
 
     def __init__(
         self,
-        request: SpeechRequest,
+        request: SpeechRequest | ChatRequest,
         delivery: Delivery,
         *,
         long: bool = True,
@@ -171,7 +172,7 @@ class Ticket:
         with self._changed:
             if self.outcome is not None:
                 return
-            if self.first_audio is None:
+            if self.first_audio is None and len(chunk.pcm):
                 self.first_audio = time.monotonic() - self.asked
             self.rows = chunk.frames
             self.audio += _seconds(chunk)

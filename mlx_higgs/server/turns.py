@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..batch import Batch, BatchRows
 from ..longform import LongJob
 from ..types import GenerationError, HiggsError, SpeechChunk
+from .chat import ChatJob, ChatRequest
 from .failures import described
 from .ticket import Ticket
 
@@ -71,9 +72,9 @@ class Running:
         self._idle, self._paused = 0.0, None  # seconds, since when: its reader had enough
 
     def begin(self, job) -> None:
-        """``job`` is a ``LongJob``, a ``SpeechJob``, or iterates, closes and ends as they do."""
+        """``job`` is a ``LongJob``, ``ChatJob``, ``SpeechJob``, or acts as they do."""
         self._job = job
-        self._chunks = job.turns() if isinstance(job, LongJob) else iter(job)
+        self._chunks = job.turns() if isinstance(job, (LongJob, ChatJob)) else iter(job)
         self.ticket.begin(job.close)
 
     def joined(self, rows: BatchRows) -> None:
@@ -238,8 +239,15 @@ class Turns:
         with self._failures(one):
             if ticket.on_admit is not None:
                 ticket.on_admit()
-            start = self._server.start_long if ticket.long else self._server.start
-            one.begin(start(ticket.request, ticket.delivery, self._batch))
+            one.begin(self._start(ticket))
+
+    def _start(self, ticket: Ticket):
+        """Its job. Conversations are no part of the batch: they have an id or a row in turn."""
+        request, server = ticket.request, self._server
+        if isinstance(request, ChatRequest):
+            return server.start_chat(request, ticket.delivery)
+        start = server.start_long if ticket.long else server.start
+        return start(request, ticket.delivery, self._batch)
 
     def _speak(self, one: Running) -> None:
         with self._failures(one):

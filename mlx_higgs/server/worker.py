@@ -27,6 +27,7 @@ from .failures import described
 from .ticket import Busy, Ticket, TimedOut, Unavailable
 
 if TYPE_CHECKING:
+    from .chat import ChatRequest
     from .engine import HiggsAudioServer
     from .metrics import Metrics
     from .request import SpeechRequest
@@ -47,13 +48,15 @@ class Facts:
     notice: str | None = None
     words: tuple[str, ...] | None = None
     needs_words: bool = True  # a clip's
+    no_chat: str | None = None  # why it does not converse
 
     @classmethod
     def of(cls, server: HiggsAudioServer) -> Facts:
         defaults = server.higgs.defaults
         words = None if defaults.words is None else tuple(defaults.words)
         needs = server.higgs.prompts.NEEDS_WORDS
-        return cls(server.sampling_rate, defaults.clones, defaults.notice, words, needs)
+        no_chat = server.higgs.no_chat
+        return cls(server.sampling_rate, defaults.clones, defaults.notice, words, needs, no_chat)
 
 
 class Worker:
@@ -134,7 +137,7 @@ class Worker:
 
     def submit(
         self,
-        request: SpeechRequest,
+        request: SpeechRequest | ChatRequest,
         *,
         delivery: Delivery = STEADY,
         long: bool = True,

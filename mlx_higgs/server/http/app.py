@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 
-from . import batch_api, models, page, socket_api, speech, voices_api
+from . import batch_api, chat_api, models, page, socket_api, speech, voices_api
+from .answers import Answers
 from .errors import as_api_error
 from .guards import Guard
 from .openapi import document
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..metrics import Metrics
     from ..worker import Worker
 
-API = (speech, models, voices_api, batch_api, socket_api)
+API = (speech, models, voices_api, batch_api, socket_api, chat_api)
 VERSION = "/v1"
 
 
@@ -47,13 +48,14 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.worker, app.state.library = worker, library
     app.state.settings, app.state.metrics = settings, metrics
+    app.state.answers = Answers()
     app.state.openapi = describe(settings)
     return app
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document; it knows no WebSockets."""
-    parts = (speech, batch_api, voices_api, models)
+    parts = (speech, batch_api, chat_api, voices_api, models)
     return document(settings, [part.docs(settings) for part in parts])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,7 +159,7 @@ def parse_speech(body: dict[str, Any], app: Starlette) -> Parsed:
         ApiError: 400, what is wrong with which field.
     """
     state = app.state
-    body = _one_name_each({key: value for key, value in body.items() if value is not None})
+    body = one_name_each(body, OTHER_NAMES)
     schema = speech_schema(state.settings)
     known = schema["properties"]
     if body.get("response_format") == "aac":
@@ -174,12 +175,18 @@ def parse_speech(body: dict[str, Any], app: Starlette) -> Parsed:
         form=form,
         delivery=STEADY if form == "whole" else _delivery(body),
         voice=name,
-        ignored=_ignored(body, known),
+        ignored=listed_as_ignored(body, known),
     )
 
 
-def _one_name_each(body: dict[str, Any]) -> dict[str, Any]:
-    for other, name in OTHER_NAMES.items():
+def one_name_each(body: dict[str, Any], others: Mapping[str, str]) -> dict[str, Any]:
+    """What a body gives, each field by its name here.
+
+    Raises:
+        ApiError: 400, two names with different values.
+    """
+    body = {key: value for key, value in body.items() if value is not None}
+    for other, name in others.items():
         if other in body:
             value = body.pop(other)
             if body.setdefault(name, value) != value:
@@ -236,13 +243,23 @@ def _voice(body: dict[str, Any], state: Any) -> tuple[list[Reference | str], str
 
         if found := clips(body, state):
             return list(found), ""
-    wanted = body.get("voice")
+    return spoken_in(body.get("voice"), state, body.get("voice_aliases", {}))
+
+
+def spoken_in(
+    wanted: Any, state: Any, aliases: Mapping[str, str] = {}
+) -> tuple[list[Reference | str], str]:
+    """The voice that a field names, as a request takes it, and its name.
+
+    Raises:
+        ApiError: 400, an unknown one, or one that cannot be read.
+    """
     wanted = wanted["id"] if isinstance(wanted, dict) else wanted
     if wanted is not None and wanted.startswith(PROFILE):
         if is_blank(wanted.removeprefix(PROFILE)):
             raise ApiError(400, "The voice profile: lacks its description.", param="voice")
         return [wanted], "profile"
-    name = names.find(wanted, state, body.get("voice_aliases", {}))
+    name = names.find(wanted, state, aliases)
     if name is None:
         return [], ""
     return [_heard(name, state.library)], name
@@ -288,7 +305,8 @@ def _int(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _ignored(body: dict[str, Any], known: dict[str, Schema]) -> tuple[str, ...]:
+def listed_as_ignored(body: dict[str, Any], known: dict[str, Schema]) -> tuple[str, ...]:
+    """Fields of a body that change nothing; names that could be anything are left out."""
     without_effect = [name for name in body if name not in known or name in NO_EFFECT]
     shown = [name for name in without_effect if SHOWN_NAME.fullmatch(name)]
     return tuple(sorted(shown)[:MAX_SHOWN_NAMES])

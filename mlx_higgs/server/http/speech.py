@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from ...types import HiggsError, StopReason
 from ...voices import Reference
 from .. import encoders
+from ..chat import ChatRequest
 from ..request import SpeechRequest
 from ..ticket import Ticket
 from .body import read_json
@@ -156,7 +157,7 @@ class Speaking:
             "X-Seed": str(ticket.seed),
             "X-Model": quote(settings.model_id, safe="/"),
             "X-Voice": parsed.voice or OWN_VOICE,
-            **({"X-Ignored-Fields": ", ".join(parsed.ignored)} if parsed.ignored else {}),
+            **left_out(parsed.ignored),
         }
 
     @property
@@ -168,7 +169,12 @@ class Speaking:
         return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n".encode()
 
 
-def told(error: Exception, request: SpeechRequest) -> ApiError:
+def left_out(ignored: tuple[str, ...]) -> dict[str, str]:
+    """The header that says which fields changed nothing."""
+    return {"X-Ignored-Fields": ", ".join(ignored)} if ignored else {}
+
+
+def told(error: Exception, request: SpeechRequest | ChatRequest) -> ApiError:
     """What a client may know of a failure: no path of this machine."""
     out = as_api_error(error)
     for path in paths(request):
@@ -176,7 +182,7 @@ def told(error: Exception, request: SpeechRequest) -> ApiError:
     return out
 
 
-def paths(request: SpeechRequest) -> list[Path]:
+def paths(request: SpeechRequest | ChatRequest) -> list[Path]:
     """The files its voices come from."""
     voices = request.voice if isinstance(request.voice, (list, tuple)) else ()
     return [voice.path for voice in voices if isinstance(voice, Reference)]
