@@ -21,6 +21,8 @@ from .loading import open_model
 from .memory import gigabytes, machine_limit, parse_size
 from .models.cache import buckets
 from .quantization import PLANS, Plan, quantizable
+from .ranks import ALONE, Ranks
+from .shard import check, split_modules
 from .types import FRAME_RATE, InputError
 from .weights import named_arrays
 
@@ -82,7 +84,12 @@ class Footprint:
 
 
 def footprint(
-    model: Any, plan: Plan, codec: CodecConfig | None = None, *, streams: int = 1
+    model: Any,
+    plan: Plan,
+    codec: CodecConfig | None = None,
+    *,
+    streams: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Footprint:
     """What an opened talker will take with its weights stored by ``plan``.
 
@@ -90,19 +97,21 @@ def footprint(
         model: as ``loading.open_model`` gives it: shapes and dtypes, nothing read.
         codec: None leaves the codec out.
         streams: texts spoken at once.
+        ranks: each of which holds a part of the talker: what one of them takes.
 
     Raises:
-        InputError: a width that the weights cannot take.
+        InputError: a width that the weights cannot take, or more ranks than there can be.
     """
-    sides = _weights(model, plan)
+    sides = _weights(model, plan, ranks)
     decoder, encoding = (0, 0) if codec is None else _codec(codec)
-    return Footprint(
-        **sides, **_prompt(model, streams), decoder=decoder, encoding=encoding, streams=streams
-    )
+    prompt = _prompt(model, streams, ranks.size)
+    return Footprint(**sides, **prompt, decoder=decoder, encoding=encoding, streams=streams)
 
 
-def _weights(model: Any, plan: Plan) -> dict[str, int]:
+def _weights(model: Any, plan: Plan, ranks: Ranks) -> dict[str, int]:
     chosen = quantizable(model, plan)
+    check(model, ranks, chosen)
+    cut = split_modules(model)
     text_side = re.compile(model.TEXT_SIDE)
     sizes = {"audio": 0, "text": 0, "kept": 0}
     for path, module in model.named_modules():
@@ -116,18 +125,18 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
             groups = module.weight.size // how.group_size
             # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
             size += groups * (2 * module.weight.itemsize if how.mode == "affine" else 1)
-        sizes[side] += size
+        sizes[side] += size // (ranks.size if path in cut else 1)
     return sizes
 
 
-def _prompt(model: Any, streams: int) -> dict[str, int]:
+def _prompt(model: Any, streams: int, parts: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
     voice = math.ceil(REFERENCE * (FRAME_RATE + TOKENS_PER_SECOND))
     whole = voice + math.ceil(SPEECH * (FRAME_RATE + TOKENS_PER_SECOND))
     layers = args.num_hidden_layers
-    position = 2 * layers * args.num_key_value_heads * args.head_dim * item
-    widest = max(args.intermediate_size, args.hidden_size)
+    position = 2 * layers * args.num_key_value_heads * args.head_dim * item // parts
+    widest = max(args.intermediate_size // parts, args.hidden_size)
     return {
         "cache": streams * (voice + buckets(whole)) * position,
         "joining": streams * buckets(whole) * position // layers if streams > 1 else 0,
@@ -186,6 +195,7 @@ def choose(
     *,
     streams: int = 1,
     late_clips: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
@@ -194,6 +204,7 @@ def choose(
         limit: as ``parse_size`` reads it; None is the machine's.
         streams: texts spoken at once.
         late_clips: references are encoded while the talker is in memory.
+        ranks: each of which holds a part of the talker, and has the same ``limit``.
 
     Raises:
         InputError: a plan or a limit that cannot be read, or too little memory: what would fit.
@@ -202,10 +213,10 @@ def choose(
     plan = None if asked is None or asked == AUTO else Plan.parse(asked)
     allowed = machine_limit() if limit is None else parse_size(limit)
     model = open_model(folder)
-    if plan is not None:
-        open_model(folder, quantize=plan)  # raises what loading would
+    if plan is not None or ranks.size > 1:
+        open_model(folder, quantize=plan, ranks=ranks)  # raises what loading would
     looked_at: dict[Plan, int] = {}
-    for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams):
+    for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams, ranks):
         peak = expected.together if late_clips else expected.peak
         looked_at[candidate] = peak
         if allowed is None or (peak <= allowed and plan in (None, candidate)):
@@ -215,12 +226,13 @@ def choose(
     line = f"{gigabytes(allowed)} of memory: " if allowed is not None else ""
     line += f"loading {_bits(candidate)}, expected peak {gigabytes(peak, up=True)}"
     line += f" with {streams} texts at once" if streams > 1 else ""
-    told = asked or limit or len(looked_at) > 1
+    line += f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
+    told = asked or limit or len(looked_at) > 1 or ranks.size > 1
     return Choice(folder, candidate, expected, peak, allowed, line if told else None)
 
 
 def _sizes(
-    model: Any, codec: CodecConfig, first: Plan | None, streams: int
+    model: Any, codec: CodecConfig, first: Plan | None, streams: int, ranks: Ranks
 ) -> Iterator[tuple[Plan, Footprint]]:
     """Plans that a model's widths allow: ``first``, then the named ones, best first.
 
@@ -230,7 +242,7 @@ def _sizes(
     for plan in dict.fromkeys([first, Plan()] if stored else [first, *PLANS.values()]):
         if plan is not None:
             with suppress(InputError):
-                yield plan, footprint(model, plan, codec, streams=streams)
+                yield plan, footprint(model, plan, codec, streams=streams, ranks=ranks)
 
 
 def _bits(plan: Plan) -> str:

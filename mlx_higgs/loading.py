@@ -24,6 +24,9 @@ from .quantization import (
     quantize_module,
     stored_quantization,
 )
+from .ranks import ALONE, Ranks
+from .shard import shard as cut
+from .shard import sharing
 from .types import CheckpointError, InputError
 from .weights import load_tensors, named_arrays, read_header, read_json, weight_files
 
@@ -50,6 +53,7 @@ class Higgs:
         talker: the model, whose weights may still be on disk: for its shape alone.
         adapter: what was put on it.
         unread: the weights are still on disk.
+        ranks: that the talker is cut among.
     """
 
     path: Path
@@ -58,6 +62,7 @@ class Higgs:
     tokenizer_source: str | Path | None = None
     adapter: Path | None = None
     unread: bool = False
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.original = Snapshot(self.talker)  # before anybody changes a weight
@@ -193,6 +198,7 @@ def load(
     quantize: Quantization | Plan | None = None,
     revision: str | None = None,
     read_now: bool = True,
+    shard: bool = False,
 ) -> Higgs:
     """Load a checkpoint for generation.
 
@@ -203,13 +209,16 @@ def load(
         quantize: quantise while loading; the source's full size is never held.
         read_now: False leaves the talker's weights on disk until they are needed, so that a clip
             can be encoded before they take their room.
+        shard: hold a part of the talker: the processes that ``mlx.launch`` started with this one
+            hold the others, and must make the same calls.
 
     Raises:
-        InputError: nothing there. CheckpointError: it cannot be used.
+        InputError: nothing there, or parts that cannot be made. CheckpointError: it cannot be used.
     """
     path = resolve(path_or_repo, revision)
     trained = None if adapter is None else resolve_adapter(adapter)
-    model = open_model(path, quantize=quantize, fuse=trained is None)
+    ranks = sharing(trained) if shard else ALONE
+    model = open_model(path, quantize=quantize, fuse=trained is None, ranks=ranks)
     if read_now or trained is not None:
         read_weights(model)
     if trained is not None:
@@ -217,7 +226,8 @@ def load(
 
         apply_adapter(model, trained)
         fuse_layers(model)
-    return Higgs(path, model, codec, tokenizer, trained, unread=not (read_now or trained))
+    unread = not (read_now or trained)
+    return Higgs(path, model, codec, tokenizer, trained, unread=unread, ranks=ranks)
 
 
 def fuse_layers(model: Any) -> None:
@@ -259,15 +269,18 @@ def open_model(
     dtype: str | None = None,
     text_head: bool = False,
     fuse: bool = False,
+    ranks: Ranks = ALONE,
 ) -> SpeechModel:
     """The talker as it will be, its weights still on disk.
 
     Args:
         fuse: join matrices for generation.
+        ranks: take this one's part.
 
     Raises:
         CheckpointError: unknown, missing or misshapen tensors (named), or another model.
-        InputError: widths that the weights cannot take, or weights that are quantised already.
+        InputError: widths that the weights cannot take, weights that are quantised already, or
+            more ranks than there can be.
     """
     config = read_json(folder / "config.json")
     model = build_model(config, text_head=text_head)
@@ -281,7 +294,10 @@ def open_model(
     del tensors  # otherwise every source array stays alive until the end
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
-    _quantize(model, quantizable(model, plan))
+    chosen = quantizable(model, plan)
+    _quantize(model, chosen)
+    if ranks.size > 1:
+        cut(model, ranks, chosen)
     if fuse:
         model.fuse()
     return model

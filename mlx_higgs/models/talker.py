@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
+from ..ranks import ALONE, Ranks
 from ..types import Audio, InputError, Prompt, Text
 from .cache import KVCache
 
@@ -21,6 +22,7 @@ class Talker(nn.Module):
 
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # beginnings of names: published, ours
 
+    ranks: Ranks = ALONE  # that it is cut among
     args: Any
     layers: list[Any]
     embed_tokens: nn.Embedding

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +67,8 @@ class HiggsAudioServer:
         self.higgs = higgs
         self._keep_encoder = keep_encoder
         self._prepared: list[Voice] = []
-        self._folder = voice_folder(voice_cache, higgs.path)
+        # what one rank finds in its folder and another does not would keep the other waiting
+        self._folder = voice_folder(None if higgs.ranks.size > 1 else voice_cache, higgs.path)
         self._clips: ClipCodes | None = None
         self._prefixes: PrefixCache | None = None
 
@@ -81,12 +83,16 @@ class HiggsAudioServer:
         quantize: Quantization | Plan | None = None,
         revision: str | None = None,
         voice_cache: str | Path | None = AUTO,
+        shard: bool = False,
     ) -> HiggsAudioServer:
         """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
 
         Args:
             voice_cache: a folder that keeps voices for the next process; None keeps them in memory
                 alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
+            shard: hold a part of the talker. The processes that ``mlx.launch`` started with this
+                one hold the others, keep no voices in folders, and must make the same calls: all get
+                the same speech.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
@@ -99,6 +105,7 @@ class HiggsAudioServer:
                 adapter=adapter,
                 quantize=quantize,
                 revision=revision,
+                shard=shard,
             ),
             voice_cache=voice_cache,
         )
@@ -207,6 +214,7 @@ class HiggsAudioServer:
         """
         started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.preset(request.preset))
+        params = replace(params, seed=self.higgs.ranks.told(params.seed))
         prompt, text = self._prompt(request)
         params = fit(params, request, text, prompt, self.higgs.talker.delay)
         join = partial(Rows, self.higgs.model) if batch is None else batch.join
@@ -287,7 +295,8 @@ class HiggsAudioServer:
         wave = clip.wave
         if wave is None:
             wave = audio.read_reference(clip.path, self.sampling_rate)
-        return Voice(self._clip_codes().get(wave), clip.transcript, clip.name)
+        codes = self.higgs.ranks.same(self._clip_codes().get(wave))
+        return Voice(codes, clip.transcript, clip.name)
 
     def _release_encoder(self) -> None:
         """Before the talker's weights are read, where they still are on disk."""
