@@ -46,10 +46,12 @@ LEVELS = (
         "sentences",
         "joints",
         "loudness",
+        "ranks",
     ),
     ("codec", "prompts"),
     ("models", "quantization", "lora"),
     (
+        "shard",
         "loading",
         "defaults",
         "footprint",
