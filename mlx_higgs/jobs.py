@@ -59,9 +59,7 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
         problems.tell_again()
 
 
-def _todo(
-    batch: Batch, jobs: list[Job], arguments: argparse.Namespace, ranks: Ranks
-) -> list[Job]:
+def _todo(batch: Batch, jobs: list[Job], arguments: argparse.Namespace, ranks: Ranks) -> list[Job]:
     """The jobs that are left, as rank 0 finds them.
 
     Raises:
@@ -111,7 +109,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.play:
         raise InputError("--play is for one text, not for a --batch.")
     if arguments.shard:
-        raise InputError("--shard is for one text: each process has a model of its own in a --batch.")
+        raise InputError("--shard is for one text: of a --batch, each process says its part.")
     if arguments.max_batch < 1:
         raise InputError(f"--max-batch is {arguments.max_batch}: it must be at least 1.")
 

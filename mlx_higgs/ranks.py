@@ -30,7 +30,7 @@ BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]", "[distributed]")  # how thei
 TOKEN = ".seen-by-all"
 
 
-class Elsewhere(HiggsError):
+class Elsewhere(HiggsError):  # noqa: N818 - this is no error here
     """Another rank failed and says why; this one only ends."""
 
 

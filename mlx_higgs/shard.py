@@ -1,9 +1,9 @@
 """A talker cut among ranks: each holds some of the heads and some of the FFNs' columns.
 
-The layers say which of their matrices are cut how (``SPLIT``): q, k, v, gate and up by rows, so that
-a rank computes its heads and its columns; o and down by columns, so that what ranks make of theirs
-adds up. That is two sums a layer among the ranks, and no other exchange. Tables, heads of codes and
-norms are whole on every rank (Shoeybi et al. 2019, "Megatron-LM"; ``mlx.nn.layers.distributed``).
+The layers say which of their matrices are cut and how (``SPLIT``): q, k, v, gate and up by rows, so
+that a rank computes its heads and columns; o and down by columns, so that what the ranks make of
+theirs adds up. That is two sums a layer among the ranks. Tables, heads of codes and norms are whole
+on every rank (Shoeybi et al. 2019, "Megatron-LM"; ``mlx.nn.layers.distributed``).
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def check(model: Any, ranks: Ranks, chosen: Chosen) -> None:
     args, works = model.args, ", ".join(map(str, sizes[1:])) or "no number"
     groups = sorted({how.group_size for how in chosen.values()})
     among = f", in groups of {groups[0]}," if groups else ""
+    works += ", or smaller groups" if groups else ""
     raise InputError(
         f"{ranks.size} ranks cannot share {args.num_attention_heads} heads "
         f"({args.num_key_value_heads} of keys and values) and {args.intermediate_size} columns of "

@@ -91,8 +91,8 @@ class HiggsAudioServer:
             voice_cache: a folder that keeps voices for the next process; None keeps them in memory
                 alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
             shard: hold a part of the talker. The processes that ``mlx.launch`` started with this
-                one hold the others, keep no voices in folders, and must make the same calls: all get
-                the same speech.
+                one hold the others, must make the same calls, and get the same speech. Voices are
+                kept in memory alone.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.

@@ -33,7 +33,6 @@ def choose_plan(
     """
     from ..footprint import choose
     from ..loading import check_model, find_codec, resolve
-
     from ..shard import sharing
 
     path = resolve(arguments.model, arguments.revision)
