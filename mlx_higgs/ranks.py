@@ -19,6 +19,7 @@ from .types import HiggsError, InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
 
 # what launchers tell a process: its rank, and what is there if it has company
 LAUNCHED = (
@@ -69,17 +70,25 @@ class Ranks:
         padded = content if self.first else [0] * int(length)
         return json.loads(bytes(self.same(mx.array(padded)).tolist()))  # type: ignore[arg-type]
 
-    def each(self, number: float) -> list[float]:
-        """Everybody's number, float32, by rank."""
+    def gathered(self, numbers: Sequence[float]) -> np.ndarray:
+        """Everybody's numbers, float64 ``[size, N]``."""
+        import numpy as np
+
+        own = np.array(numbers, np.float64)
         if self.size == 1:
-            return [number]
+            return own[None]
         import mlx.core as mx
 
-        return mx.distributed.all_gather(mx.array([number], mx.float32)).tolist()  # type: ignore[return-value]
+        halves = mx.array(own.view(np.uint32))[None]  # MLX has no float64 on a GPU
+        return np.array(mx.distributed.all_gather(halves)).view(np.float64)
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sums of everybody's numbers."""
+        return self.gathered(numbers).sum(axis=0).tolist()
 
     def wait(self) -> None:
         """Until all ranks are here."""
-        self.each(0)
+        self.gathered([0])
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -95,10 +104,10 @@ class Ranks:
             yield
         except (HiggsError, OSError) as error:
             failure = error
-        failed = [rank for rank, bad in enumerate(self.each(failure is not None)) if bad]
-        if not failed:
+        failed = self.gathered([failure is not None])[:, 0]
+        if not failed.any():
             return
-        if failure is None or self.rank != failed[0]:
+        if failure is None or self.rank != failed.argmax():
             raise Elsewhere from failure
         if not self.first:
             speak_up()

@@ -102,7 +102,7 @@ def agree(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
     given = arguments.memory_limit
     limit = machine_limit() if given is None else parse_size(given)
-    least = min(ranks.each(math.inf if limit is None else limit))
+    least = ranks.gathered([math.inf if limit is None else limit]).min()
     if not math.isinf(least):
         arguments.memory_limit = f"{int(least) // 10**6}MB"
     if arguments.seed is None:
