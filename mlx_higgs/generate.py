@@ -140,6 +140,7 @@ def generate(arguments: argparse.Namespace) -> None:
         stream(arguments, job, server.sampling_rate, lambda speech: _tell(arguments, speech, job))
     else:
         _deliver(arguments, speak(job), job)
+    ranks.wait()  # the frame after the last is still being summed
     _check_pieces(job)
 
 

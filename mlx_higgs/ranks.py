@@ -32,7 +32,11 @@ TOKEN = ".seen-by-all"
 
 
 class Elsewhere(HiggsError):  # noqa: N818 - this is no error here
-    """Another rank failed and says why; this one only ends."""
+    """Another rank failed and says why; this one only ends, with the same exit code."""
+
+    def __init__(self, exit_code: int):
+        super().__init__()
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Ranks:
         if self.size == 1:
             return value
         import mlx.core as mx
+        import numpy as np
 
         content = list(json.dumps(value).encode()) if self.first else []
-        length = self.same(mx.array(len(content))).item()
-        padded = content if self.first else [0] * int(length)
-        return json.loads(bytes(self.same(mx.array(padded)).tolist()))  # type: ignore[arg-type]
+        length = int(self.gathered([len(content)])[0, 0])
+        shared = self.same(mx.array(content if self.first else [0] * length))
+        mx.eval(shared)  # said so, it raises when a rank is lost; NumPy would get what is there
+        return json.loads(bytes(np.array(shared).astype(np.uint8)))
 
     def gathered(self, numbers: Sequence[float]) -> np.ndarray:
         """Everybody's numbers, float64 ``[size, N]``."""
@@ -80,7 +86,9 @@ class Ranks:
         import mlx.core as mx
 
         halves = mx.array(own.view(np.uint32))[None]  # MLX has no float64 on a GPU
-        return np.array(mx.distributed.all_gather(halves)).view(np.float64)
+        found = mx.distributed.all_gather(halves)
+        mx.eval(found)  # as in ``told``
+        return np.array(found).view(np.float64)
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """The sums of everybody's numbers."""
@@ -104,11 +112,13 @@ class Ranks:
             yield
         except (HiggsError, OSError) as error:
             failure = error
-        failed = self.gathered([failure is not None])[:, 0]
-        if not failed.any():
+        code = 0 if failure is None else getattr(failure, "exit_code", 1)
+        codes = self.gathered([code])[:, 0]
+        if not codes.any():
             return
-        if failure is None or self.rank != failed.argmax():
-            raise Elsewhere from failure
+        told_by = int((codes > 0).argmax())
+        if failure is None or self.rank != told_by:
+            raise Elsewhere(int(codes[told_by])) from failure
         if not self.first:
             speak_up()
         raise failure

@@ -107,8 +107,8 @@ class Run:
             if own != first:
                 raise InputError(
                     f"Rank {self.ranks.rank} has {own[0]} samples of {own[1]} positions and is at "
-                    f"iteration {own[2]}; rank 0 has {first[0]} of {first[1]} and is at {first[2]}: "
-                    "all need the same --data and --adapter-path."
+                    f"iteration {own[2]}, rank 0 has {first[0]} of {first[1]} and is at "
+                    f"{first[2]}: all need the same --data and --adapter-path."
                 )
 
     def train(self, started: float) -> None:
