@@ -66,20 +66,21 @@ def _todo(batch: Batch, jobs: list[Job], arguments: argparse.Namespace, ranks: R
         InputError: none can be run, or not all ranks read the same file.
     """
     content = hashlib.sha256(b"".join(job.line for job in jobs)).hexdigest()
-    expected, todo = ranks.told(content), []
+    expected, places = ranks.told(content), []
     with ranks.together():
         if content != expected:
             raise InputError(
                 f"Rank {ranks.rank} reads another {arguments.batch} than rank 0: all need the same."
             )
         if ranks.first:
-            places = {id(job): place for place, job in enumerate(jobs)}
-            todo = [places[id(job)] for job in batch.todo(jobs, force=arguments.force)]
+            place_of = {job.number: place for place, job in enumerate(jobs)}
+            todo = list(batch.todo(jobs, force=arguments.force))
+            places = [place_of[job.number] for job in todo]
             if batch.done:
                 note(f"{batch.done} of {len(jobs)} done already.")
             else:
                 batch.problems.check_any(todo, arguments.batch)
-    return [jobs[place] for place in ranks.told(todo)]
+    return [jobs[place] for place in ranks.told(places)]
 
 
 def _run(

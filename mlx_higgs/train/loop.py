@@ -277,7 +277,7 @@ def train(trainer: Trainer, plan: Plan) -> bool:
                 with clock.paused():
                     plan.evaluate()
             asked = [time.monotonic() >= plan.deadline, stopped.is_set()]
-            late, stop = trainer.ranks.gathered(asked).any(axis=0)  # of one, all
+            late, stop = trainer.ranks.sums(asked)  # what one is asked, all are
             if done or late or stop or trainer.iteration % plan.save_every == 0:
                 with clock.paused():
                     plan.save()
