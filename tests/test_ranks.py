@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_higgs.footprint import footprint
 from mlx_higgs.loading import DEMO, load, open_model
 from mlx_higgs.quantization import Plan, Quantization, quantizable
 from mlx_higgs.ranks import ALONE, Ranks, launched_rank, share
@@ -86,3 +87,12 @@ def test_sizes_that_work_divide_heads_columns_and_groups():
         check(model, Ranks(0, 4), {})
     with pytest.raises(InputError, match=r"in groups of 64, .* smaller groups can"):
         check(model, Ranks(0, 2), chosen)
+
+
+def test_a_rank_is_expected_to_take_its_part():
+    model = open_model(DEMO)
+    whole, half = (footprint(model, Plan(), ranks=Ranks(0, size)) for size in (1, 2))
+    modules = dict(model.named_modules())
+    cut = sum(modules[path].weight.nbytes for path in split_modules(model))
+    assert half.weights == whole.weights - cut // 2
+    assert half.cache * 2 == whole.cache
