@@ -151,6 +151,7 @@ class Batch:
         upcoming = self._step(state, slots.layers)
         slots.advance()
         mx.async_eval(upcoming.report)
+        mx.eval(state.report)  # as in frames.Rows
         for member, report in zip(members, np.array(state.report), strict=True):
             if not member.ended:
                 member.take(report)

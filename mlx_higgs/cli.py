@@ -9,11 +9,18 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from .types import HiggsError
+from . import ranks
+from .types import HiggsError, InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad usage is one line, like every other error."""
+    """Bad usage is one line, like every other error.
+
+    Attributes:
+        spreads: the command can be started as several processes that work together.
+    """
+
+    spreads = False
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -26,18 +33,34 @@ def run(
     parser: argparse.ArgumentParser, command: Command, argv: Sequence[str] | None = None
 ) -> int:
     """Parse and run; 0, or 2 for bad input, 1 for a failure, 130 when interrupted."""
+    ranks.hush()
     arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half files go
     try:
+        _join(parser)
         command(arguments)
     except HiggsError as error:
         return _fail(parser.prog, str(error), error.exit_code)
     except OSError as error:
+        ranks.speak_up()
         return _fail(parser.prog, str(error), 1)
+    except RuntimeError as error:
+        if not ranks.was_lost(error):
+            raise
+        return _fail(parser.prog, f"Another rank was lost ({error}): see what it said.", 1)
     except KeyboardInterrupt:
         return _fail(parser.prog, "interrupted", 130)
     return 0
+
+
+def _join(parser: argparse.ArgumentParser) -> None:
+    """Meet the processes started with this one, before anything can go wrong in one of them."""
+    if ranks.launched_rank() is None:
+        return
+    if not getattr(parser, "spreads", False):
+        raise InputError(f"{parser.prog} works in one process: start it without mlx.launch.")
+    ranks.processes()
 
 
 def add_model_options(group: Any, model: str | None) -> None:
@@ -92,5 +115,6 @@ def note(message: str) -> None:
 
 
 def _fail(prog: str, message: str, code: int) -> int:
-    note(f"{prog}: error: {' '.join(message.split())}")
+    if message:
+        note(f"{prog}: error: {' '.join(message.split())}")
     return code

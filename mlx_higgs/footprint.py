@@ -21,7 +21,9 @@ from .loading import open_model
 from .memory import gigabytes, machine_limit, parse_size
 from .models.cache import Holds, buckets
 from .quantization import ORIGINAL, PLANS, Plan, Quantization, quantizable
+from .ranks import ALONE, Ranks
 from .recipes import Recipe, at_once, of, read
+from .shard import check, split_modules
 from .types import FRAME_RATE, InputError
 from .weights import named_arrays
 
@@ -88,7 +90,12 @@ class Footprint:
 
 
 def footprint(
-    model: Any, plan: Plan, codec: CodecConfig | None = None, *, streams: int = 1
+    model: Any,
+    plan: Plan,
+    codec: CodecConfig | None = None,
+    *,
+    streams: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Footprint:
     """What an opened talker will take with its weights stored by ``plan``.
 
@@ -96,19 +103,21 @@ def footprint(
         model: as ``loading.open_model`` gives it: shapes and dtypes, nothing read.
         codec: None leaves the codec out.
         streams: texts spoken at once.
+        ranks: each of which holds a part of the talker: what one of them takes.
 
     Raises:
-        InputError: a width that the weights cannot take.
+        InputError: a width that the weights cannot take, or more ranks than there can be.
     """
-    sides = _weights(model, plan)
+    sides = _weights(model, plan, ranks)
     decoder, encoding = (0, 0) if codec is None else _codec(codec)
-    return Footprint(
-        **sides, **_prompt(model, streams), decoder=decoder, encoding=encoding, streams=streams
-    )
+    prompt = _prompt(model, streams, ranks.size)
+    return Footprint(**sides, **prompt, decoder=decoder, encoding=encoding, streams=streams)
 
 
-def _weights(model: Any, plan: Plan) -> dict[str, int]:
+def _weights(model: Any, plan: Plan, ranks: Ranks) -> dict[str, int]:
     chosen = quantizable(model, plan)
+    check(model, ranks, chosen)
+    cut = split_modules(model)
     text_side = re.compile(model.TEXT_SIDE)
     sizes = {"audio": 0, "text": 0, "kept": 0}
     for path, module in model.named_modules():
@@ -116,7 +125,7 @@ def _weights(model: Any, plan: Plan) -> dict[str, int]:
             continue
         floats = model.quant_predicate(path, module) or "scales" in module
         side = "text" if text_side.fullmatch(path) else "audio" if floats else "kept"
-        sizes[side] += _size(module, chosen.get(path))
+        sizes[side] += _size(module, chosen.get(path)) // (ranks.size if path in cut else 1)
     return sizes
 
 
@@ -149,16 +158,16 @@ def bits_per_weight(model: Any, plan: Plan = ORIGINAL) -> float:
     return 8 * size / count
 
 
-def _prompt(model: Any, streams: int) -> dict[str, int]:
+def _prompt(model: Any, streams: int, parts: int) -> dict[str, int]:
     """The voice is computed before the text, and kept for the next request beside this one's."""
     args, item = model.args, model.norm.weight.itemsize
-    position = 2 * args.num_key_value_heads * args.head_dim * item  # of one cache
+    position = 2 * args.num_key_value_heads * args.head_dim * item // parts  # of one cache
     holds = [cache.holds for cache in model.make_cache()]
     heard = model.hearing.features * FRAME_RATE  # in the system turn a reference is heard as well
     voices = [math.ceil(REFERENCE * (PER_SECOND[h] + heard * (h != "audio"))) for h in holds]
     spoken = [math.ceil(SPEECH * PER_SECOND[h]) for h in holds]
     wholes = [buckets(v + s) for v, s in zip(voices, spoken, strict=True)]
-    widest = max(args.intermediate_size, args.hidden_size)
+    widest = max(args.intermediate_size // parts, args.hidden_size)
     prefill = PREFILL_BUFFERS * min(max(voices), PREFILL_POSITIONS) * widest * item
     return {
         "cache": streams * (sum(voices) + sum(wholes)) * position,
@@ -224,6 +233,7 @@ def choose(
     streams: int = 1,
     late_clips: bool = False,
     text_head: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Choice:
     """The plan for a checkpoint: the one asked for, or the best that fits.
 
@@ -235,6 +245,7 @@ def choose(
         streams: texts spoken at once.
         late_clips: references are encoded while the talker is in memory.
         text_head: loaded, too.
+        ranks: each of which holds a part of the talker, and has the same ``limit``.
 
     Raises:
         InputError: a recipe or a limit that cannot be read, a recipe that needs a conversion, or
@@ -245,10 +256,10 @@ def choose(
     plan = None if named is None else named.plan
     allowed = machine_limit() if limit is None else parse_size(limit)
     model = open_model(folder, text_head=text_head)
-    if plan is not None:
-        open_model(folder, quantize=plan, text_head=text_head)  # raises what loading would
+    if plan is not None or ranks.size > 1:
+        open_model(folder, quantize=plan, text_head=text_head, ranks=ranks)  # raises, as loading
     looked_at: dict[Plan, int] = {}
-    for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams):
+    for candidate, expected in _sizes(model, codec_config(codec_folder), plan, streams, ranks):
         peak = expected.together if late_clips else expected.peak
         looked_at[candidate] = peak
         if allowed is None or (peak <= allowed and plan in (None, candidate)):
@@ -259,12 +270,13 @@ def choose(
     recipe = named or of(candidate)
     line += f"loading {_bits(candidate, named)}, expected peak {gigabytes(peak, up=True)}"
     line += f" with {streams} texts at once" if streams > 1 else ""
-    told = asked or limit or len(looked_at) > 1
+    line += f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
+    told = asked or limit or len(looked_at) > 1 or ranks.size > 1
     return Choice(folder, recipe, expected, peak, allowed, line if told else None)
 
 
 def _sizes(
-    model: Any, codec: CodecConfig, first: Plan | None, streams: int
+    model: Any, codec: CodecConfig, first: Plan | None, streams: int, ranks: Ranks
 ) -> Iterator[tuple[Plan, Footprint]]:
     """Plans that a model's widths allow: ``first``, then the named ones, best first.
 
@@ -274,7 +286,7 @@ def _sizes(
     for plan in dict.fromkeys([first, Plan()] if stored else [first, *PLANS.values()]):
         if plan is not None:
             with suppress(InputError):
-                yield plan, footprint(model, plan, codec, streams=streams)
+                yield plan, footprint(model, plan, codec, streams=streams, ranks=ranks)
 
 
 def _bits(plan: Plan, named: Recipe | None = None) -> str:

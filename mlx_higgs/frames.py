@@ -172,6 +172,7 @@ class Rows:
             if loop != "eager":
                 upcoming = step(state)
                 mx.async_eval(upcoming.report)
+            mx.eval(state.report)  # NumPy would take what is there after a rank was lost
             row = self._reader.read(np.array(state.report)[0])
             yield row
             self.stop_reason = self._reader.stop_reason

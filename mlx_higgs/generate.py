@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import Parser, add_model_options, note, run
-from .server.opening import checker, choose_plan, load_server
+from .ranks import ALONE, Ranks, processes
+from .server.opening import agree, checker, choose_plan, load_server
 from .speech_options import (
     add_chunk_options,
     add_control_options,
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.spreads = True
     _add_input(parser)
     add_voice_options(parser)
     add_control_options(parser)
@@ -69,6 +71,11 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--batch", metavar="JOBS", help="a file with one JSON object a line, see docs/batch.md"
     )
     add_model_options(group, "demo")
+    group.add_argument(
+        "--shard",
+        action="store_true",
+        help="cut the model among the processes of mlx.launch, see docs/distributed.md",
+    )
     group.add_argument("--no-normalize", action="store_true", help="take the text exactly as it is")
 
 
@@ -116,37 +123,76 @@ def generate(arguments: argparse.Namespace) -> None:
         from .jobs import speak_jobs
 
         return speak_jobs(arguments, build_request, load_server)
-    from . import audio, playback
+    ranks = _company(arguments)
+    with ranks.together():
+        request, chunks, server = _prepared(arguments, ranks)
     from .delivery import STEADY, choose
+
+    delivery = choose(arguments.latency) if arguments.stream else STEADY
+    job = start(server, request, delivery, chunks)
+    announce(server, request)
+    if not ranks.first:
+        for _ in job:  # rank 0 writes it
+            pass
+    elif arguments.stream:
+        from .streamed import stream
+
+        stream(arguments, job, server.sampling_rate, lambda speech: _tell(arguments, speech, job))
+    else:
+        _deliver(arguments, speak(job), job)
+    ranks.wait()  # the frame after the last is still being summed
+    _check_pieces(job)
+
+
+def _company(arguments: argparse.Namespace) -> Ranks:
+    """The ranks that say one text together.
+
+    Raises:
+        InputError: several that would each say all of it, or one that is asked to share.
+    """
+    ranks = processes()
+    if arguments.shard:
+        from .shard import sharing
+
+        sharing(arguments.adapter)
+        if arguments.text is None and arguments.file in (None, Path("-")):
+            raise InputError("mlx.launch does not pass on where a text ends: use --text or --file.")
+        agree(arguments, ranks)
+    elif ranks.size > 1:
+        raise InputError(
+            f"{ranks.size} processes were started for one text: add --shard, which cuts the model "
+            "among them, or give them a --batch."
+        )
+    return ranks
+
+
+def _prepared(
+    arguments: argparse.Namespace, ranks: Ranks = ALONE
+) -> tuple[SpeechRequest, Chunking, HiggsAudioServer]:
+    """Everything that can be refused before the model speaks."""
+    from . import audio, playback
     from .sampling import SamplingParams
     from .server.request import check_clips, references
-    from .streamed import check_options, stream
+    from .streamed import check_options
 
     request = build_request(arguments, read_text(arguments))
-    if arguments.output != "-":
+    if arguments.output != "-" and ranks.first:
         audio.check_output(arguments.output, force=arguments.force)
     request.sampling(SamplingParams())
     chunks = chunking(arguments)
     check_options(arguments)
     clips = references(request)
-    if arguments.play:
+    if arguments.play and ranks.first:
         playback.player()
     with ThreadPoolExecutor(1) as reader:  # no MLX in there: one thread owns it
         reading = reader.submit(check_clips, clips)
         choice = choose_plan(arguments)
         checker(choice.folder)(request)
         server = load_server(arguments, choice)
-        if clips and choice.roomy:
+        if clips and choice.roomy and ranks.size == 1:
             server.warm_up()
         reading.result()
-    delivery = choose(arguments.latency) if arguments.stream else STEADY
-    job = start(server, request, delivery, chunks)
-    announce(server, request)
-    if arguments.stream:
-        stream(arguments, job, server.sampling_rate, lambda speech: _tell(arguments, speech, job))
-    else:
-        _deliver(arguments, speak(job), job)
-    _check_pieces(job)
+    return request, chunks, server
 
 
 def read_text(arguments: argparse.Namespace) -> str:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import note
-from .joblines import Check, Job, JobFile, Make
-from .ledger import Entry, Ledger
+from .joblines import STDIN, Check, Job, JobFile, Make
+from .ledger import Entry, Ledger, shared_ledger
 from .progress import JobBar
+from .ranks import Ranks, processes, share
 from .types import GenerationError, HiggsError, InputError, Speech
 
 if TYPE_CHECKING:
@@ -40,27 +41,66 @@ def speak_jobs(arguments: argparse.Namespace, make: Make, load: Load) -> None:
         InputError: nothing could be run. GenerationError: some of it could not.
     """
     check_options(arguments)
-    problems = Problems()
-    lines = JobFile(arguments.batch, arguments, make, _checker(arguments))
-    jobs = list(lines.read(problems.refuse))
-    problems.check_any(jobs, arguments.batch)
-    model = model_hash(arguments)
-    with Ledger(Path(arguments.output_dir)) as ledger:
+    ranks, problems = processes(), Problems()
+    if ranks.size > 1 and arguments.batch == STDIN:
+        raise InputError("mlx.launch does not pass on where the jobs end: name a file.")
+    with ranks.together():
+        lines = JobFile(arguments.batch, arguments, make, _checker(arguments))
+        jobs = list(lines.read(problems.refuse))
+        problems.check_any(jobs, arguments.batch)
+        model = model_hash(arguments)
+    model = ranks.told(model)
+    with shared_ledger(Path(arguments.output_dir), ranks) as ledger:
         batch = Batch(lines, ledger, model, problems, as_json=arguments.json)
-        todo = list(batch.todo(jobs, force=arguments.force))
-        if batch.done:
-            note(f"{batch.done} of {len(jobs)} done already.")
-        else:
-            problems.check_any(todo, arguments.batch)
+        todo = _todo(batch, jobs, arguments, ranks)
         if todo:
+            _run(batch, todo, arguments, load, ranks)
+    if ranks.first:
+        problems.tell_again()
+
+
+def _todo(batch: Batch, jobs: list[Job], arguments: argparse.Namespace, ranks: Ranks) -> list[Job]:
+    """The jobs that are left, as rank 0 finds them.
+
+    Raises:
+        InputError: none can be run, or not all ranks read the same file.
+    """
+    content = hashlib.sha256(b"".join(job.line for job in jobs)).hexdigest()
+    expected, places = ranks.told(content), []
+    with ranks.together():
+        if content != expected:
+            raise InputError(
+                f"Rank {ranks.rank} reads another {arguments.batch} than rank 0: all need the same."
+            )
+        if ranks.first:
+            place_of = {job.number: place for place, job in enumerate(jobs)}
+            todo = list(batch.todo(jobs, force=arguments.force))
+            places = [place_of[job.number] for job in todo]
+            if batch.done:
+                note(f"{batch.done} of {len(jobs)} done already.")
+            else:
+                batch.problems.check_any(todo, arguments.batch)
+    return [jobs[place] for place in ranks.told(places)]
+
+
+def _run(
+    batch: Batch, todo: list[Job], arguments: argparse.Namespace, load: Load, ranks: Ranks
+) -> None:
+    """This rank's part of the jobs, with a model of its own; rank 0 puts all into one ledger."""
+    mine = [todo[place] for place in share([len(job.line) for job in todo], ranks)]
+    with ranks.together():
+        if mine:
             server = load(
                 arguments,
-                streams=min(arguments.max_batch, len(todo)),
-                many_clips=any(job.clones for job in todo),
+                streams=min(arguments.max_batch, len(mine)),
+                many_clips=any(job.clones for job in mine),
             )
             announce(server, todo)
-            batch.run(server, todo, arguments.max_batch)
-    problems.tell_again()
+    with JobBar(batch.done, batch.done + len(todo)) as progress:
+        with ranks.together():
+            if mine:
+                batch.run(server, mine, arguments.max_batch, progress)
+        batch.take_in(progress)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -69,6 +109,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--batch and --output-dir need each other.")
     if arguments.play:
         raise InputError("--play is for one text, not for a --batch.")
+    if arguments.shard:
+        raise InputError("--shard is for one text: of a --batch, each process says its part.")
     if arguments.max_batch < 1:
         raise InputError(f"--max-batch is {arguments.max_batch}: it must be at least 1.")
 
@@ -178,13 +220,15 @@ class Batch:
             else:
                 yield job
 
-    def run(self, server: HiggsAudioServer, todo: list[Job], max_batch: int) -> None:
+    def run(
+        self, server: HiggsAudioServer, todo: list[Job], max_batch: int, progress: JobBar
+    ) -> None:
         """Make them; each result is on disk before the next is taken.
 
         Raises:
             OSError: the disk is full, or gone.
         """
-        with JobBar(self.done, self.done + len(todo)) as progress, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # announce says it
             try:
                 results = server.generate_batch(self._requests(todo), max_batch=max_batch)
@@ -193,6 +237,11 @@ class Batch:
             except (KeyboardInterrupt, OSError):
                 progress.say("Stopped. The same command goes on with what is left.")
                 raise
+
+    def take_in(self, progress: JobBar) -> None:
+        """What helpers have made since."""
+        for entry in self.ledger.collect():
+            self._tell(entry, progress)
 
     def _requests(self, todo: Iterable[Job]) -> Iterator[SpeechRequest]:
         """One at a time, whenever there is room for it: a hundred thousand need no more memory."""
@@ -208,17 +257,21 @@ class Batch:
             entry |= {"duration": result.duration, "stop_reason": result.stop_reason}
             entry["seconds"] = round(result.seconds, 3)
             self.ledger.keep(entry, result.pcm, result.sampling_rate)
-            progress.advance(result.duration)
         else:
             entry["error"] = " ".join(str(result).split())
             self.ledger.append(entry)
-            self.problems.add(job.number, entry["error"])
-            progress.advance(0.0)
+        self._tell(entry, progress)
+        self.take_in(progress)
+
+    def _tell(self, entry: Entry, progress: JobBar) -> None:
+        progress.advance(entry.get("duration", 0.0))
+        if error := entry.get("error"):
+            self.problems.add(entry["line"], error)
             progress.say(self.problems.told[-1])
         if self.as_json:
             progress.say(json.dumps(entry), sys.stdout)
-        elif isinstance(result, Speech):
-            progress.say(str(self.ledger.folder / job.output), sys.stdout)
+        elif not error:
+            progress.say(str(self.ledger.folder / entry["output"]), sys.stdout)
 
     def _key(self, job: Job) -> str:
         return hashlib.sha256(f"{self.model} {job.content}".encode()).hexdigest()[:32]

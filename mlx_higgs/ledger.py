@@ -2,8 +2,9 @@
 
 A result goes three ways, each of them whole or not at all: the sound and its entry are written
 under ``.unfinished/``, the sound is moved to its name, the entry is appended. A run that finds an
-entry there whose sound has been moved knows what the run before had no time to append. Each step is
-on the disk before the next, so a power cut is no worse than a kill. Files of others stay.
+entry there whose sound has been moved knows what the run before had no time to append; nor do other
+ranks append anything, whose entries the one that holds the folder finds there. Each step is on the
+disk before the next, so a power cut is no worse than a kill. Files of others stay.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import audio
 from .disk import lock, sync
+from .ranks import Ranks
 from .types import InputError
 
 if TYPE_CHECKING:
@@ -103,6 +106,12 @@ class Ledger:
         Raises:
             OSError: a full disk; the sound is then not there.
         """
+        unwritten = self._put(entry, wave, sample_rate)
+        self.append(entry)
+        unwritten.unlink()
+
+    def _put(self, entry: Entry, wave: np.ndarray, sample_rate: int) -> Path:
+        """Move a sound to its name; the file that holds its entry until that is appended."""
         name = entry["output"]
         sound, unwritten = self._unfinished / name, self._unfinished / f"{name}.json"
         audio.write(sound, wave, sample_rate)
@@ -112,8 +121,7 @@ class Ledger:
         sync(self._unfinished)
         os.replace(sound, self.folder / name)
         sync(self.folder)
-        self.append(entry)
-        unwritten.unlink()
+        return unwritten
 
     def append(self, entry: Entry) -> None:
         self._file.write(_line(entry))
@@ -149,18 +157,84 @@ class Ledger:
         elif not line.endswith(b"\n"):  # somebody's editor
             self._file.write(b"\n")
 
-    def _recover(self) -> None:
-        """Append the entry whose sound was moved to its name just before the end came."""
-        left = [path for path in self._unfinished.glob("*") if OURS.fullmatch(path.name)]
-        for path in left:
-            entry = _parsed(path.read_bytes()) if path.suffix == ".json" else None
-            moved = not path.with_suffix("").exists()
-            if moved and entry is not None and _is_ours(entry) and entry != self._last:
+    def collect(self) -> list[Entry]:
+        """Append what helpers have made since, or a run that ended before it could; the entries."""
+        before, found = self._last, []
+        for path in sorted(self._unfinished.glob("*.json")):
+            entry = _parsed(path.read_bytes()) if OURS.fullmatch(path.name) else None
+            if path.with_suffix("").exists() or entry is None or not _is_ours(entry):
+                continue  # its sound has not been moved
+            if entry != before:  # which a kill kept from being removed
                 self.append(entry)
-        for path in left:
+            found.append(entry)
             path.unlink()
+        return found
+
+    def _recover(self) -> None:
+        """Append the entries of sounds that were moved to their names; the rest goes."""
+        self.collect()
+        for path in self._unfinished.glob("*"):
+            if OURS.fullmatch(path.name):
+                path.unlink()
         with suppress(OSError):  # it is not there, or holds something else
             self._unfinished.rmdir()
+
+
+class Helper(Ledger):
+    """The same folder, while another process holds it: its ``collect`` finds what is made here.
+
+    Raises:
+        InputError: the folder is not there, or cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._unfinished = folder, folder / UNFINISHED
+        self.made, self._last = {}, None
+        try:
+            with (folder / RESULTS).open("rb") as file:
+                for line in file:
+                    if (entry := _parsed(line)) is not None:
+                        self._note(entry)
+        except OSError as error:
+            raise InputError(f"The folder {folder!s} cannot be read: {error}.") from error
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def collect(self) -> list[Entry]:
+        """Nothing: that is for the one that holds the folder."""
+        return []
+
+    def keep(self, entry: Entry, wave: np.ndarray, sample_rate: int) -> None:
+        self._put(entry, wave, sample_rate)
+
+    def append(self, entry: Entry) -> None:
+        """Leave an entry without a sound."""
+        name = entry["output"]
+        partial = self._unfinished / f".part.{name}"
+        partial.write_bytes(_line(entry))
+        sync(partial)
+        os.replace(partial, self._unfinished / f"{name}.json")
+        sync(self._unfinished)
+
+
+@contextmanager
+def shared_ledger(folder: Path, ranks: Ranks) -> Iterator[Ledger]:
+    """The folder held by rank 0, with the others as helpers.
+
+    Raises:
+        InputError: as ``Ledger``, or a folder that not all ranks see.
+    """
+    with ExitStack() as held:
+        ledger = None
+        with ranks.together():
+            if ranks.first:
+                ledger = held.enter_context(Ledger(folder))
+        ranks.check_shared(folder)
+        with ranks.together():
+            ledger = ledger or Helper(folder)
+        assert ledger is not None
+        yield ledger
 
 
 def _line(entry: Entry) -> bytes:

@@ -25,7 +25,10 @@ from .quantization import (
     quantize_module,
     stored_quantization,
 )
+from .ranks import ALONE, Ranks
 from .recipes import Recipe, at_once, of
+from .shard import shard as cut
+from .shard import sharing
 from .types import CheckpointError, InputError
 from .weights import load_tensors, named_arrays, read_header, read_json, weight_files
 
@@ -53,6 +56,7 @@ class Higgs:
         adapter: what was put on it.
         unread: the weights are still on disk.
         recipe: what was quantised while loading; None: nothing was.
+        ranks: that the talker is cut among.
     """
 
     path: Path
@@ -62,6 +66,7 @@ class Higgs:
     adapter: Path | None = None
     unread: bool = False
     recipe: Recipe | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.original = Snapshot(self.talker)  # before anybody changes a weight
@@ -236,6 +241,7 @@ def load(
     revision: str | None = None,
     read_now: bool = True,
     text_head: bool = False,
+    shard: bool = False,
 ) -> Higgs:
     """Load a checkpoint for generation.
 
@@ -248,9 +254,11 @@ def load(
         read_now: False leaves the talker's weights on disk until they are needed, so that a clip
             can be encoded before they take their room.
         text_head: with what writes words, for conversations (788 MB of the 3B model in bfloat16).
+        shard: hold a part of the talker: the processes that ``mlx.launch`` started with this one
+            hold the others, and must make the same calls.
 
     Raises:
-        InputError: nothing there. CheckpointError: it cannot be used.
+        InputError: nothing there, or parts that cannot be made. CheckpointError: it cannot be used.
     """
     recipe = at_once(of(quantize), str(path_or_repo))
     path = resolve(path_or_repo, revision)
@@ -258,7 +266,8 @@ def load(
     if text_head and (why := why_no_chat(path)):
         raise InputError(why)
     fuse = trained is None
-    model = open_model(path, quantize=recipe.plan, text_head=text_head, fuse=fuse)
+    ranks = sharing(trained) if shard else ALONE
+    model = open_model(path, quantize=recipe.plan, text_head=text_head, fuse=fuse, ranks=ranks)
     if read_now or trained is not None:
         read_weights(model)
     if trained is not None:
@@ -268,7 +277,7 @@ def load(
         fuse_layers(model)
     unread = not (read_now or trained)
     asked = None if recipe.plan == Plan() else recipe
-    return Higgs(path, model, codec, tokenizer, trained, unread=unread, recipe=asked)
+    return Higgs(path, model, codec, tokenizer, trained, unread=unread, recipe=asked, ranks=ranks)
 
 
 def fuse_layers(model: Any) -> None:
@@ -310,15 +319,18 @@ def open_model(
     dtype: str | None = None,
     text_head: bool = False,
     fuse: bool = False,
+    ranks: Ranks = ALONE,
 ) -> SpeechModel:
     """The talker as it will be, its weights still on disk.
 
     Args:
         fuse: join matrices for generation.
+        ranks: take this one's part.
 
     Raises:
         CheckpointError: unknown, missing or misshapen tensors (named), or another model.
-        InputError: widths that the weights cannot take, or weights that are quantised already.
+        InputError: widths that the weights cannot take, weights that are quantised already, or
+            more ranks than there can be.
     """
     config = read_json(folder / "config.json")
     model = build_model(config, text_head=text_head)
@@ -332,7 +344,10 @@ def open_model(
     del tensors  # otherwise every source array stays alive until the end
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
-    _quantize(model, quantizable(model, plan))
+    chosen = quantizable(model, plan)
+    _quantize(model, chosen)
+    if ranks.size > 1:
+        cut(model, ranks, chosen)
     if fuse:
         model.fuse()
     return model

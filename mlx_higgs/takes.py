@@ -204,6 +204,11 @@ class Context(Generic[Sound]):
         last = list(self._last)
         return [one for one in self._first if all(one is not other for other in last)] + last
 
+    @property
+    def lacks_first(self) -> bool:
+        """Whether the first is still to come, which all later pieces are told of."""
+        return self._anchor and not self._first
+
     def keep(self, text: str, sound: Sound) -> None:
         """To be called for what ended well: a fault would go on."""
         entry = (text, sound)

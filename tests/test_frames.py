@@ -15,6 +15,7 @@ from mlx_higgs.delay import DelayPattern
 from mlx_higgs.frames import Rows
 from mlx_higgs.models.v2 import Model
 from mlx_higgs.prefix import Prefix
+from mlx_higgs.ranks import ALONE
 from mlx_higgs.sampling import SamplingParams
 from mlx_higgs.step import Loop
 from mlx_higgs.types import Audio, GenerationError, InputError, Prompt, Text
@@ -118,6 +119,8 @@ def test_the_ras_window_spans_the_spoken_reference_only(seed: int, monkeypatch):
 
 class Scripted:
     """A talker that says what it is told; counts what the host reads."""
+
+    ranks = ALONE
 
     def __init__(self, script: list[list[int]], logit: float = 50.0):
         self.delay = DelayPattern(3, 8, 9, edge_frames=1)

@@ -48,10 +48,12 @@ LEVELS = (
         "loudness",
         "vocabulary",
         "mel",
+        "ranks",
     ),
     ("codec", "prompts"),
     ("models", "quantization", "lora"),
     (
+        "shard",
         "loading",
         "defaults",
         "footprint",

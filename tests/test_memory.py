@@ -212,7 +212,7 @@ def test_a_batch_and_an_adapter_are_planned_for(tmp_path: Path, monkeypatch):
     class AskedError(Exception):
         pass
 
-    def record(*_: Any, streams: int, late_clips: bool, text_head: bool) -> None:
+    def record(*_: Any, streams: int, late_clips: bool, text_head: bool, **_others: Any) -> None:
         assert not text_head
         asked.append((streams, late_clips))
         raise AskedError

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
+from ..ranks import Ranks
 from ..sampling import SamplingParams
 from ..types import Hearing, Prompt
 from .cache import KVCache
@@ -47,7 +48,8 @@ class SpeechModel(Protocol):
     LEAST_BITS: ClassVar[int]  # of what speaks: with fewer, its speech is known to suffer
 
     args: Any
-    layers: list[nn.Module]
+    layers: list[nn.Module]  # whose parts may have a SPLIT: how ``shard`` cuts their matrices
+    ranks: Ranks  # that it is cut among
     ADAPTED: tuple[str, ...]  # modules of a layer that adapters go to
     TEXT_SIDE: str  # pattern of the modules that no frame of speech reads
 

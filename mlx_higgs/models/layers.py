@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -36,7 +36,16 @@ class AttentionArgs:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions, no biases."""
+    """Causal grouped-query attention with rotary positions, no biases.
+
+    Attributes:
+        SPLIT: its matrices that ``shard`` cuts, by heads, and how.
+    """
+
+    SPLIT: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "all-to-sharded"),
+        "o_proj": "sharded-to-all",
+    }
 
     def __init__(self, args: AttentionArgs):
         super().__init__()
@@ -83,6 +92,11 @@ class Attention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
 
+    def narrow(self, parts: int) -> None:
+        """Hold one of so many parts of the heads."""
+        self.num_heads //= parts
+        self.num_kv_heads //= parts
+
     def fuse(self) -> None:
         """One multiplication for queries, keys and values, where all three are stored alike."""
         fuse_linears(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
@@ -120,7 +134,16 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 class MLP(nn.Module):
-    """Gated feed-forward network: ``down(silu(gate(x)) * up(x))``."""
+    """Gated feed-forward network: ``down(silu(gate(x)) * up(x))``.
+
+    Attributes:
+        SPLIT: its matrices that ``shard`` cuts, by columns of what is between them, and how.
+    """
+
+    SPLIT: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("gate_proj", "up_proj"), "all-to-sharded"),
+        "down_proj": "sharded-to-all",
+    }
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()

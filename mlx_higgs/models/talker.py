@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..delay import DelayPattern
+from ..ranks import ALONE, Ranks
 from ..types import Audio, Heard, Hearing, InputError, Prompt, Text
 from .cache import KVCache
 
@@ -22,6 +23,7 @@ class Talker(nn.Module):
     WEIGHT_NAMES: ClassVar[list[tuple[str, str]]]  # beginnings of names: published, ours
     FROZEN: ClassVar[str] = r"audio_tower|audio_encoder_proj"  # where there is a tower
 
+    ranks: Ranks = ALONE  # that it is cut among
     args: Any
     layers: list[Any]
     embed_tokens: nn.Embedding

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,11 @@ from ..types import InputError
 
 if TYPE_CHECKING:
     from ..pieces import Chunking, Piece
+    from ..ranks import Ranks
     from ..server import HiggsAudioServer
     from .binding import Part
     from .manuscript import Manuscript
-    from .narration import Role
+    from .narration import Narration, Role
     from .shelf import Shelf
     from .volumes import Binding, Volume, Volumes
 
@@ -51,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.spreads = True
     group = parser.add_argument_group("what to read, with which model")
     group.add_argument("file", type=Path, help="a .txt, .md or .epub, or a dialogue script")
     group.add_argument(
@@ -118,12 +122,48 @@ def narrate(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: nothing could be done. Doubtful: some of what was said may be wrong.
     """
+    from ..ranks import processes
+    from .narration import Narration
+    from .shelf import shared_shelf
+    from .volumes import Volumes, shelf_path
+
+    ranks = processes()
+    with ranks.together():
+        chunks, manuscript, speakers = _read(arguments)
+        volumes, chapters, binding = _plan(arguments, manuscript, chunks)
+        model = computed_by(arguments)
+    model = ranks.told(model)
+    with shared_shelf(shelf_path(_output(arguments), arguments.output_dir), ranks) as shelf:
+        book = Volumes(volumes, manuscript, binding, shelf, chapters, arguments.file)
+        with ranks.together():
+            if ranks.first:
+                book.check(force=arguments.force)
+                arguments.seed = _seed(arguments, shelf)
+        seed = arguments.seed = ranks.told(arguments.seed)
+        load = cache(lambda: _server(arguments, speakers, book.pieces))
+
+        def narration() -> Narration:
+            shared = arguments.shared_context
+            return Narration(load, speakers, shelf, chunks, seed, model=model, shared=shared)
+
+        if ranks.size > 1:
+            _help(narration(), book, ranks)
+        if not ranks.first:
+            return
+        _say(narration(), book)
+        book.finish()
+        result = _result(book, seed)
+        if not arguments.keep_pieces:
+            shelf.remove()
+    _report(arguments, result)
+
+
+def _read(arguments: argparse.Namespace) -> tuple[Chunking, Manuscript, dict[str, Role]]:
+    """What to say, in which pieces, in whose voices."""
     from ..loading import resolve
     from ..server.opening import checker
     from .cast import read_cast, roles
     from .manuscript import read
-    from .shelf import Shelf
-    from .volumes import Volumes, shelf_path
 
     chunks = chunking(arguments).settled(*_preferred(arguments))
     cast = read_cast(arguments.cast)
@@ -131,21 +171,7 @@ def narrate(arguments: argparse.Namespace) -> None:
     manuscript = read(arguments.file, chunks, script=script, names=cast)
     speakers = roles(arguments, cast, manuscript.names)
     checker(resolve(arguments.model, arguments.revision))(speakers[""].request)
-    volumes, chapters, binding = _plan(arguments, manuscript, chunks)
-    model = computed_by(arguments)
-    with Shelf(shelf_path(_output(arguments), arguments.output_dir)) as shelf:
-        try:
-            book = Volumes(volumes, manuscript, binding, shelf, chapters, arguments.file)
-            book.check(force=arguments.force)
-            seed = _seed(arguments, shelf)
-            _say(arguments, book, speakers, shelf, chunks, seed, model)
-            book.finish()
-            result = _result(book, seed)
-            if not arguments.keep_pieces:
-                shelf.remove()
-        finally:
-            shelf.remove_if_empty()
-    _report(arguments, result)
+    return chunks, manuscript, speakers
 
 
 def computed_by(arguments: argparse.Namespace) -> str:
@@ -248,34 +274,31 @@ def _seed(arguments: argparse.Namespace, shelf: Shelf) -> int:
     return seed
 
 
-def _say(
-    arguments: argparse.Namespace,
-    book: Volumes,
-    speakers: dict[str, Role],
-    shelf: Shelf,
-    chunks: Chunking,
-    seed: int,
-    model: str,
-) -> None:
-    """Every piece of the book, under a progress bar; its files as soon as they can be."""
-    from ..progress import JobBar
-    from .narration import Narration
-
+def _help(narration: Narration, book: Volumes, ranks: Ranks) -> None:
+    """Put this rank's part of the pieces on the shelf, and wait for the others'."""
     pieces = book.pieces
-    shared = arguments.shared_context
-    narration = Narration(
-        lambda: _server(arguments, speakers, pieces),
-        speakers,
-        shelf,
-        chunks,
-        seed,
-        model=model,
-        shared=shared,
-    )
-    with JobBar(0, len(pieces)) as progress:
+    with ranks.together(), _progress(len(pieces)) as told:
+        for _ in told(narration.help(pieces, ranks)):
+            pass
 
-        def told() -> Iterator[Part]:
-            for part, made in narration.parts(pieces):
+
+def _say(narration: Narration, book: Volumes) -> None:
+    """Every piece of the book that is not there; its files as soon as they can be."""
+    pieces = book.pieces
+    with _progress(len(pieces)) as told:
+        for _ in book.take(told(narration.parts(pieces))):
+            pass
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[Iterator[tuple[Part, bool]]], Iterator[Part]]]:
+    """What passes parts on, under a progress bar."""
+    from ..progress import JobBar
+
+    with JobBar(0, count) as progress:
+
+        def told(parts: Iterator[tuple[Part, bool]]) -> Iterator[Part]:
+            for part, made in parts:
                 kept = part.kept
                 progress.advance(kept.samples / kept.sampling_rate if made else 0.0)
                 if kept.fault and made:
@@ -283,8 +306,7 @@ def _say(
                 yield part
 
         try:
-            for _ in book.take(told()):
-                pass
+            yield told
         except (KeyboardInterrupt, OSError):
             progress.say("Stopped. The same command goes on with what is left.")
             raise

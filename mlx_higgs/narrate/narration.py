@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..pieces import Chunking, Piece, piece_seed
+from ..ranks import Ranks, share
 from ..takes import Attempts, Context, is_final
 from ..types import GenerationError
 from .binding import Part
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..server import HiggsAudioServer, SpeechRequest
 
 FORMAT = "mlx_higgs pieces, version 1"
+Chain = tuple[int, str, int]  # chapter, whose context, and the place where there is none
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,28 @@ class Narration:
             GenerationError: the first piece made no sound, whatever its seed.
             InputError: a piece that cannot be met. OSError: a full disk.
         """
+        for piece, place in self._placed(pieces):
+            yield self._part(piece, place)
+
+    def help(self, pieces: Sequence[Piece], ranks: Ranks) -> Iterator[tuple[Part, bool]]:
+        """As ``parts``, of what this rank is to put on a shelf that all share.
+
+        What belongs together by its context is one rank's, and every rank finds the first piece of
+        each voice by itself. Nobody but ``parts`` can tell what a model without a voice means: if
+        the first piece here makes no sound, the rest is left to it.
+        """
+        mine = self._mine(pieces, ranks)
+        for piece, place in self._placed(pieces):
+            role = self._roles.get(piece.speaker, self._roles[""])
+            lacking = self._context(piece.speaker, role).lacks_first
+            if lacking or self._chain(piece, place) in mine:
+                try:
+                    yield self._part(piece, place)
+                except GenerationError:
+                    return
+
+    def _placed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int]]:
+        """Each piece with its place in its chapter, before which chapters are forgotten."""
         places: Counter[int] = Counter()
         chapter = 0
         for piece in pieces:
@@ -84,9 +108,23 @@ class Narration:
                 chapter = piece.chapter
                 for context in self._contexts.values():
                     context.new_chapter()
-            part, made = self._part(piece, places[chapter])
+            yield piece, places[chapter]
             places[chapter] += 1
-            yield part, made
+
+    def _mine(self, pieces: Sequence[Piece], ranks: Ranks) -> set[Chain]:
+        """A rank's part of the book."""
+        letters: Counter[Chain] = Counter()
+        places: Counter[int] = Counter()
+        for piece in pieces:
+            letters[self._chain(piece, places[piece.chapter])] += len(piece.text)
+            places[piece.chapter] += 1
+        chains = list(letters)
+        return {chains[place] for place in share(list(letters.values()), ranks)}
+
+    def _chain(self, piece: Piece, place: int) -> Chain:
+        """What a piece is told of something in, or is told of: one voice's part of a chapter."""
+        alone = not self._chunking.context
+        return piece.chapter, "" if self._shared else piece.speaker, place if alone else 0
 
     def _part(self, piece: Piece, place: int) -> tuple[Part, bool]:
         role = self._roles.get(piece.speaker, self._roles[""])

@@ -9,15 +9,18 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..disk import lock, sync
+from ..ranks import Ranks
 from ..takes import FAULTS, Take
 from ..types import InputError, StopReason
 
@@ -58,12 +61,13 @@ class Shelf:
 
     Args:
         path: made when it is missing; its parent must be there.
+        guest: another rank of this run holds it.
 
     Raises:
         InputError: it cannot be written, another run holds it, or it holds something else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, guest: bool = False):
         self.path = path
         try:
             path.mkdir(exist_ok=True)
@@ -73,6 +77,8 @@ class Shelf:
             self._lock = (path / LOCK).open("ab")
         except OSError as error:
             raise InputError(f"The folder {path} cannot be written: {error}.") from error
+        if guest:
+            return
         try:
             lock(self._lock, path)
             for partial in path.glob(".*"):
@@ -166,7 +172,7 @@ class Shelf:
         return self.path / f"{key}.npz"
 
     def _write(self, name: str, content: bytes) -> None:
-        partial = self.path / f".{name}"
+        partial = self.path / f".{secrets.token_hex(4)}.{name}"  # ranks may write the same at once
         try:
             partial.write_bytes(content)
             sync(partial)
@@ -176,3 +182,23 @@ class Shelf:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+@contextmanager
+def shared_shelf(path: Path, ranks: Ranks) -> Iterator[Shelf]:
+    """A shelf held by rank 0, with the others as guests; none is left by a run that made nothing.
+
+    Raises:
+        InputError: as ``Shelf``, or a folder that not all ranks see.
+    """
+    with ExitStack() as held:
+        shelf = None
+        with ranks.together():
+            if ranks.first:
+                shelf = held.enter_context(Shelf(path))
+                held.callback(shelf.remove_if_empty)
+        ranks.check_shared(path)
+        with ranks.together():
+            shelf = shelf or held.enter_context(Shelf(path, guest=True))
+        assert shelf is not None
+        yield shelf

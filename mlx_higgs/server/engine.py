@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class HiggsAudioServer:
         self.higgs = higgs
         self._keep_encoder = keep_encoder
         self._prepared: list[Voice] = []
-        self._folder = voice_folder(voice_cache, higgs.path)
+        # what one rank finds in its folder and another does not would keep the other waiting
+        self._folder = voice_folder(None if higgs.ranks.size > 1 else voice_cache, higgs.path)
         self._clips: ClipCodes | None = None
         self._prefixes: PrefixCache | None = None
 
@@ -99,6 +101,7 @@ class HiggsAudioServer:
         revision: str | None = None,
         voice_cache: str | Path | None = AUTO,
         text_head: bool = False,
+        shard: bool = False,
     ) -> HiggsAudioServer:
         """Load a folder, a hub repository, or the bundled ``demo``, with what was trained on top.
 
@@ -109,6 +112,9 @@ class HiggsAudioServer:
             voice_cache: a folder that keeps voices for the next process; None keeps them in memory
                 alone. ``auto``: the user's folder for caches, for models of at least 256 MB.
             text_head: with what writes words, which ``chat`` needs.
+            shard: hold a part of the talker. The processes that ``mlx.launch`` started with this
+                one hold the others, must make the same calls, and get the same speech. Voices are
+                kept in memory alone.
 
         Raises:
             InputError: nothing there. CheckpointError: it cannot be used.
@@ -121,6 +127,7 @@ class HiggsAudioServer:
             quantize=quantize,
             revision=revision,
             text_head=text_head,
+            shard=shard,
         )
         if higgs.doubt:
             LOG.warning(higgs.doubt)
@@ -278,13 +285,11 @@ class HiggsAudioServer:
         started, higgs = time.perf_counter(), self.higgs
         if higgs.no_chat:
             raise InputError(higgs.no_chat)
+        if higgs.ranks.size > 1:
+            raise InputError("A conversation runs in one process: load without shard.")
         params = request.sampling(higgs.defaults.preset(request.preset))
-        turns = [
-            higgs.prompts.turn(
-                said.role, [self._said(part, said.role) for part in said.parts], said.recipient
-            )
-            for said in read_messages(request.messages, self.sampling_rate)
-        ]
+        said = read_messages(request.messages, self.sampling_rate)
+        turns = [higgs.prompts.turn(m.role, self._parts(m), m.recipient) for m in said]
         opening = higgs.prompts.converse(
             turns,
             voices=[] if request.speech is False else self._voices(request),
@@ -314,6 +319,7 @@ class HiggsAudioServer:
         """
         started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.preset(request.preset))
+        params = replace(params, seed=self.higgs.ranks.told(params.seed))
         prompt, text = self._prompt(request)
         share = CAP_SHARE if self.higgs.doubt else 1.0
         params = fit(params, request, text, prompt, self.higgs.talker.delay, share=share)
@@ -408,10 +414,11 @@ class HiggsAudioServer:
         wave = clip.wave
         if wave is None:
             wave = audio.read_reference(clip.path, self.sampling_rate)
+        codes = self.higgs.ranks.same(self._clip_codes().get(wave))
         heard = None
         if self.higgs.talker.hearing.features:
             heard = audio.to_rate(wave, self.sampling_rate, HEARING_RATE)
-        return Voice(self._clip_codes().get(wave), clip.transcript, clip.name, heard)
+        return Voice(codes, clip.transcript, clip.name, heard)
 
     def _release_encoder(self) -> None:
         """Before the talker's weights are read, where they still are on disk."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import note
+from ..ranks import ALONE
 from ..types import InputError
 
 if TYPE_CHECKING:
     from ..footprint import Choice
+    from ..ranks import Ranks
     from .engine import HiggsAudioServer
     from .request import SpeechRequest
 
@@ -30,6 +34,7 @@ def choose_plan(
     """
     from ..footprint import choose
     from ..loading import check_model, find_codec, resolve, why_no_chat
+    from ..shard import sharing
 
     path = resolve(arguments.model, arguments.revision)
     check_model(path)
@@ -44,6 +49,7 @@ def choose_plan(
         streams=streams,
         late_clips=many_clips or arguments.adapter is not None,  # which has the talker read at once
         text_head=wants_words(arguments),
+        ranks=sharing(arguments.adapter) if _shards(arguments) else ALONE,
     )
     if choice.line:
         note(choice.line)
@@ -82,6 +88,7 @@ def load_server(
         quantize=choice.recipe,
         read_now=False,
         text_head=wants_words(arguments),
+        shard=_shards(arguments),
     )
     if higgs.doubt:
         note(f"warning: {higgs.doubt}")
@@ -90,6 +97,28 @@ def load_server(
         voice_cache=None if arguments.no_voice_cache else AUTO,
         keep_encoder=many_clips and choice.roomy,
     )
+
+
+def _shards(arguments: argparse.Namespace) -> bool:
+    return getattr(arguments, "shard", False)  # only some commands have it
+
+
+def agree(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Have all ranks take the same seed, and no more memory than the smallest of them has.
+
+    Raises:
+        InputError: a limit that cannot be read.
+    """
+    from ..memory import machine_limit, parse_size
+
+    given = arguments.memory_limit
+    limit = machine_limit() if given is None else parse_size(given)
+    least = ranks.gathered([math.inf if limit is None else limit]).min()
+    if not math.isinf(least):
+        arguments.memory_limit = f"{int(least) // 10**6}MB"
+    if arguments.seed is None:
+        arguments.seed = secrets.randbelow(2**32)
+    arguments.seed = ranks.told(arguments.seed)
 
 
 def checker(folder: Path) -> Callable[[SpeechRequest], None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from ..ranks import Ranks
 from .samples import IGNORED, ROW, Sample
 
 BUCKET = 16  # batches among which samples are sorted by length
@@ -117,6 +118,23 @@ def in_order(samples: Sequence[Sample], batch_size: int, limit: int = -1) -> lis
         chosen = np.linspace(0, len(batches) - 1, limit).round().astype(int)
         batches = [batches[i] for i in chosen]
     return batches
+
+
+def part_of(
+    samples: Sequence[Sample], rows: mx.array, ranks: Ranks
+) -> tuple[Batch | None, mx.array]:
+    """What one rank computes of a batch: the samples, and of ``rows`` ``[R, K]`` theirs.
+
+    Every so-manyth sample: they are of like lengths. None where there are fewer than ranks.
+    """
+    if ranks.size == 1:
+        return collate(samples), rows
+    chosen = range(ranks.rank, len(samples), ranks.size)
+    ends = np.cumsum([len(sample.rows) for sample in samples])
+    if not chosen:
+        return None, rows[:0]
+    own = [rows[int(ends[i]) - len(samples[i].rows) : int(ends[i])] for i in chosen]
+    return collate([samples[i] for i in chosen]), mx.concatenate(own)
 
 
 def with_noise(

@@ -17,12 +17,14 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from ..ranks import ALONE, Ranks
 from ..types import GenerationError
-from .batches import Batch, Schedule, collate, in_order, with_noise
+from .batches import Batch, Schedule, collate, in_order, part_of, with_noise
 from .loss import Weights, sums
 from .samples import Sample
 
 SPOILED = "lower learning_rate, or set grad_clip. What was saved before is good."
+RANK_BITS = 24  # of the iteration's number below a rank's
 NOISE = 1  # keeps the draws of one purpose apart from those of another
 
 
@@ -53,10 +55,10 @@ class Tally:
     def __post_init__(self):
         self.books, self.counts = np.zeros((2, len(self.weights.books)))
 
-    def add(self, batch: Batch, books: mx.array, text: mx.array) -> None:
-        self.books += np.array(books, dtype=np.float64)
+    def add(self, batch: Batch, books: np.ndarray, text: float) -> None:
+        self.books += books
         self.counts += batch.audio_counts
-        self.text += float(text)
+        self.text += text
         self.text_count += batch.text_count
         self.positions += batch.tokens
 
@@ -103,6 +105,7 @@ class Trainer:
         grad_clip: float = 1.0,
         seed: int = 0,
         masks: dict[str, mx.array] | None = None,
+        ranks: Ranks = ALONE,
     ):
         """Take over ``model``, whose trainable weights are set.
 
@@ -111,12 +114,14 @@ class Trainer:
             code_noise: share of the codes it sees that are drawn at random.
             grad_clip: largest norm of the gradient; 0 is off.
             masks: rows that may change ``[rows, 1]``, by parameter.
+            ranks: each of which computes a part of every batch, from the same weights; what they
+                learn is what one would, but for rounding, and for what dropout draws.
         """
         self.model, self.optimizer, self.weights = model, optimizer, weights
         self.iteration, self.tally = 0, Tally(weights)
         self._schedule, self._accumulate = schedule, accumulate
         self._noise, self._clip, self._seed = code_noise, grad_clip, seed
-        self._masks = masks or {}
+        self._masks, self.ranks = masks or {}, ranks
         self._value_and_grad = nn.value_and_grad(model, self._objective)
 
     @property
@@ -134,16 +139,18 @@ class Trainer:
                 spoiled: what was saved before is good.
         """
         first = self.iteration * self._accumulate
-        batches = [collate(self._schedule[first + i]) for i in range(self._accumulate)]
-        mx.random.seed((self._seed << 32) + self.iteration)  # what dropout draws
+        samples = [self._schedule[first + i] for i in range(self._accumulate)]
+        batches = [collate(chosen) for chosen in samples]
+        rank = self.ranks.rank << RANK_BITS
+        mx.random.seed((self._seed << 32) + rank + self.iteration)  # what dropout draws
         self.model.train()
-        gradients, scored = self._gradients(batches)
+        gradients, scored = self._gradients(samples, batches)
         norm = self._update(gradients)
         del gradients  # the unclipped ones, before anything is computed
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, norm, scored)
         tally = Tally(self.weights)
         for batch, (books, text) in zip(batches, scored, strict=True):
-            tally.add(batch, books, text)
+            tally.add(batch, *self._summed(books, text))
         found = float(norm)
         if not math.isfinite(found):
             raise GenerationError(
@@ -166,18 +173,40 @@ class Trainer:
                 f"The weights are not finite after iteration {self.iteration}: {SPOILED}"
             )
 
-    def _gradients(self, batches: Sequence[Batch]) -> tuple[Any, list]:
+    def _gradients(
+        self, samples: Sequence[Sequence[Sample]], batches: Sequence[Batch]
+    ) -> tuple[Any, list]:
         books, text = self.weights.of_targets(batches)
+        books, text = books * self.ranks.size, text * self.ranks.size  # of which the mean is taken
         rng = np.random.default_rng([self._seed, NOISE, self.iteration])
-        total, scored = None, []
-        for batch in batches:
+        total = None
+        scored: list = []
+        for chosen, batch in zip(samples, batches, strict=True):
             rows = with_noise(batch, self._noise, self.model.delay.codebook_size, rng)
-            (_, *found), gradients = self._value_and_grad(batch, rows, books, text)
+            part, rows = part_of(chosen, rows, self.ranks)
+            if part is None:
+                scored.append((mx.zeros_like(books), mx.array(0.0)))
+                continue
+            (_, *found), gradients = self._value_and_grad(part, rows, books, text)
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             scored.append(found)
             if len(batches) > 1:
                 mx.eval(total, found)
-        return total, scored
+        return self._averaged(total), scored
+
+    def _averaged(self, gradients: Any) -> Any:
+        """The mean of the ranks' gradients; a rank without a sample has none."""
+        if self.ranks.size == 1:
+            return gradients
+        if gradients is None:
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        mx.eval(gradients)  # so that all ranks are left with the same sums in the same order
+        return nn.average_gradients(gradients)
+
+    def _summed(self, books: mx.array, text: mx.array) -> tuple[np.ndarray, float]:
+        """What all ranks scored of a batch."""
+        *by_book, by_text = self.ranks.sums([*np.array(books).tolist(), float(text)])
+        return np.array(by_book), by_text
 
     def _objective(self, batch: Batch, rows: mx.array, books: mx.array, text: float):
         by_book, by_text = sums(self.model, batch, rows, text=text > 0)
@@ -206,10 +235,11 @@ class Trainer:
         """Cross-entropies over samples it does not learn, without noise and dropout."""
         self.model.eval()
         tally = Tally(self.weights)
-        for chosen in in_order(samples, batch_size, limit):
+        for chosen in in_order(samples, batch_size, limit)[self.ranks.rank :: self.ranks.size]:
             batch = collate(chosen)
-            found = sums(self.model, batch, mx.array(batch.rows), text=self.weights.text > 0)
-            tally.add(batch, *found)
+            books, text = sums(self.model, batch, mx.array(batch.rows), text=self.weights.text > 0)
+            tally.add(batch, np.array(books), float(text))
+        tally.restore(self.ranks.sums(tally.facts()))
         return tally.score()
 
 
@@ -246,11 +276,12 @@ def train(trainer: Trainer, plan: Plan) -> bool:
             if done or trainer.iteration % plan.eval_every == 0:
                 with clock.paused():
                     plan.evaluate()
-            late = time.monotonic() >= plan.deadline
-            if done or late or stopped.is_set() or trainer.iteration % plan.save_every == 0:
+            asked = [time.monotonic() >= plan.deadline, stopped.is_set()]
+            late, stop = trainer.ranks.sums(asked)  # what one is asked, all are
+            if done or late or stop or trainer.iteration % plan.save_every == 0:
                 with clock.paused():
                     plan.save()
-            if stopped.is_set() and not done:
+            if stop and not done:
                 raise KeyboardInterrupt
             if late and not done:
                 return False

@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 from ..adapters import check_base, read_adapter, save_adapter
 from ..cli import note
 from ..loading import Higgs
-from ..types import GenerationError
+from ..ranks import ALONE, Ranks, processes
+from ..types import GenerationError, InputError
 from .batches import Schedule
 from .loop import Plan, Score, Trainer, train
 from .methods import build_optimizer, prepare
@@ -40,11 +41,15 @@ def run_training(options: Options) -> None:
     Raises:
         InputError: options or data that cannot be used. GenerationError: a loss that is no number.
     """
-    started = time.monotonic()
-    folder = output_folder(options)
-    higgs = load_higgs(options)
-    data = read_data(options, higgs)
-    run = Run(options, folder, higgs, data)
+    started, ranks = time.monotonic(), processes()
+    with ranks.together():
+        folder = output_folder(options)
+        higgs = load_higgs(options)
+        data = read_data(options, higgs) if ranks.first else {}
+    with ranks.together():  # clips that rank 0 encoded need not be encoded again
+        data = data or read_data(options, higgs)
+        run = Run(options, folder, higgs, data, ranks)
+    run.check_alike()
     if options.train:
         run.train(started)
     if options.test:
@@ -54,8 +59,16 @@ def run_training(options: Options) -> None:
 class Run:
     """One run: the trainer, its log and its folder."""
 
-    def __init__(self, options: Options, folder: Path, higgs: Higgs, data: dict[str, list[Sample]]):
+    def __init__(
+        self,
+        options: Options,
+        folder: Path,
+        higgs: Higgs,
+        data: dict[str, list[Sample]],
+        ranks: Ranks = ALONE,
+    ):
         self.options, self.folder, self.higgs, self.data = options, folder, higgs, data
+        self.ranks = ranks  # of which the first writes and speaks
         self.model: Any = higgs.model
         masks = prepare(self.model, options)
         self.config = adapter_config(options, self.model)
@@ -73,9 +86,10 @@ class Run:
             grad_clip=options.grad_clip,
             seed=options.seed,
             masks=masks,
+            ranks=ranks,
         )
         self.minutes, self._saved = 0.0, 0  # of earlier sittings; the last iteration saved
-        self._server = _speaker(options, higgs)
+        self._server = _speaker(options, higgs) if ranks.first else None
         if has_state(folder) and options.resume:
             check_base(read_adapter(folder), self.model)
             facts = load_state(folder, self.model, self.trainer.optimizer, self.config)
@@ -85,6 +99,18 @@ class Run:
             if facts["data"] != self._data_facts():
                 note("The training data has changed since the run was saved.")
 
+    def check_alike(self) -> None:
+        """Raises InputError if the ranks do not begin with the same samples and iteration."""
+        own = [*self._data_facts(), self.trainer.iteration]
+        first = self.ranks.told(own)
+        with self.ranks.together():
+            if own != first:
+                raise InputError(
+                    f"Rank {self.ranks.rank} has {own[0]} samples of {own[1]} positions and is at "
+                    f"iteration {own[2]}, rank 0 has {first[0]} of {first[1]} and is at "
+                    f"{first[2]}: all need the same --data and --adapter-path."
+                )
+
     def train(self, started: float) -> None:
         from tqdm import tqdm
 
@@ -93,12 +119,14 @@ class Run:
         if trainer.iteration >= options.iters:
             note(f"All {options.iters} iterations are done: raise --iters for more.")
             return
-        if not options.resume:
-            (self.folder / STATE).unlink(missing_ok=True)
         self._started = time.monotonic()
-        self._report = Report(
-            self.folder, self.model.delay.num_codebooks, trainer.iteration, options.tensorboard
-        )
+        self._report: Report | None = None
+        if self.ranks.first:
+            if not options.resume:
+                (self.folder / STATE).unlink(missing_ok=True)
+            self._report = Report(
+                self.folder, self.model.delay.num_codebooks, trainer.iteration, options.tensorboard
+            )
         limit = options.max_minutes
         plan = Plan(
             options.iters,
@@ -120,7 +148,8 @@ class Run:
             note(self._how_to_resume("Interrupted"))
             raise
         finally:
-            self._report.close()
+            if self._report is not None:
+                self._report.close()
         if not finished:
             note(self._how_to_resume(f"Stopped after {limit:g} minutes"))
             return
@@ -175,6 +204,8 @@ class Run:
             )
 
     def _add(self, split: str, score: Score, **more: float) -> None:
+        if self._report is None:
+            return
         books = {f"audio_{k}": float(value) for k, value in enumerate(score.books)}
         if self.trainer.weights.text:
             books["text"] = score.text
@@ -224,9 +255,10 @@ class Run:
             "tally": self.trainer.tally.facts(),
             "data": self._data_facts(),
         }
-        # the state last: a run that is killed between the two goes on from the one before
-        save_adapter(self.folder, self.model, self.config, self.trainer.iteration)
-        save_state(self.folder, self.model, self.trainer.optimizer, facts)
+        if self.ranks.first:
+            # the state last: a run that is killed between the two goes on from the one before
+            save_adapter(self.folder, self.model, self.config, self.trainer.iteration)
+            save_state(self.folder, self.model, self.trainer.optimizer, facts)
         self._saved = self.trainer.iteration
 
     def test(self) -> None:
