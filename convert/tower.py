@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_higgs.loading import DEMO
 from mlx_higgs.models.tower import ENCODER, AudioTower, FeatureProjector, TowerArgs
+from mlx_higgs.sources import DEMO
 from mlx_higgs.weights import named_arrays
 
 SIZES = {  # of a tower that takes a moment; its positions are the real ones

@@ -11,8 +11,9 @@ from .calibration.run import calibrate
 from .calibration.watching import with_bars
 from .cli import note
 from .convert_options import Texts
-from .loading import Higgs, build_model, has_text_head, load_model
+from .loading import Higgs, build_model, load_model
 from .memory import gigabytes, machine_limit, on_cpu, parse_size
+from .sources import has_text_head
 from .text import is_blank, read_text
 from .types import InputError
 from .weights import named_arrays, read_header, read_json, weight_files

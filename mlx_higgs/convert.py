@@ -111,8 +111,8 @@ def convert(
         HiggsError: the upload failed; the folder is complete.
     """
     from .cards import Conversion, model_card
-    from .loading import HUB_NAME, codec_beside, find_codec, resolve
     from .saving import check_target, new_folder
+    from .sources import HUB_NAME, codec_beside, find_codec, resolve
 
     if upload_repo and not HUB_NAME.fullmatch(upload_repo):
         raise InputError(f"{upload_repo!r} is not a hub name like owner/name.")
@@ -147,7 +147,8 @@ def check_source(
     Raises:
         InputError: as `convert`. CheckpointError: the source is no talker's.
     """
-    from .loading import build_model, has_text_head
+    from .loading import build_model
+    from .sources import has_text_head
     from .weights import read_json
 
     config = read_json(source / "config.json")
@@ -207,7 +208,8 @@ def make_talker(
     source: Path, made: Conversion, codec_folder: Path | None, texts: Texts
 ) -> tuple[Any, dict[str, Quantization], dict | None]:
     """The talker as it is to be stored, the widths of its modules, the record of a calibration."""
-    from .loading import build_model, has_text_head, load_model
+    from .loading import build_model, load_model
+    from .sources import has_text_head
     from .weights import read_json
 
     if made.recipe.measured:
@@ -306,7 +308,7 @@ def upload(folder: Path, repo: str) -> None:
     """
     from huggingface_hub import HfApi
 
-    from .loading import first_line
+    from .sources import first_line
 
     note(f"uploading to {repo}")
     try:

@@ -100,8 +100,8 @@ def fuse(
         InputError: a source or target that cannot be used, a quantised base without ``dequantize``.
         CheckpointError: an adapter of another base.
     """
-    from .loading import codec_beside, find_codec, resolve, resolve_adapter
     from .saving import check_target, new_folder
+    from .sources import codec_beside, find_codec, resolve, resolve_adapter
 
     target = Path(output).expanduser().resolve()
     base, trained = resolve(model, revision), resolve_adapter(adapter)
@@ -121,7 +121,8 @@ def fused_talker(base: Path, adapter: Path, *, dequantize: bool = False) -> Any:
     from mlx.utils import tree_flatten
 
     from .adapters import apply_adapter, fuse_adapter
-    from .loading import has_text_head, load_model
+    from .loading import load_model
+    from .sources import has_text_head
 
     talker: Any = load_model(base, text_head=has_text_head(base))
     before: dict[str, mx.array] = dict(tree_flatten(talker.parameters()))

@@ -117,8 +117,8 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def _checker(arguments: argparse.Namespace) -> Check:
     """What the model does not have, before it is loaded."""
-    from .loading import resolve
     from .server.opening import checker
+    from .sources import resolve
 
     return checker(resolve(arguments.model, arguments.revision))
 
@@ -130,8 +130,8 @@ def model_hash(arguments: argparse.Namespace) -> str:
         InputError: none of these is there. CheckpointError: not a talker.
         OSError: it cannot be read.
     """
-    from .loading import check_model, find_codec, resolve, resolve_adapter
     from .prefix import fingerprint
+    from .sources import check_model, find_codec, resolve, resolve_adapter
 
     folder = resolve(arguments.model, arguments.revision)
     check_model(folder)

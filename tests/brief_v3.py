@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from convert.tiny_v3 import write_v3
-from mlx_higgs.loading import DEMO
+from mlx_higgs.sources import DEMO
 from mlx_higgs.weights import load_tensors
 
 CODES = 256  # of the demo's codec

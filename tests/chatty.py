@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_higgs import HiggsAudioServer
-from mlx_higgs.loading import DEMO
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import Audio, Prompt, Text
 
 FIRST, SECOND = "all right", "good bye"  # the words of the answer

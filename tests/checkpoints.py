@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_higgs.loading import DEMO, build_model
+from mlx_higgs.loading import build_model
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import Audio, Text
 
 GOLDEN = Path(__file__).parent / "golden"

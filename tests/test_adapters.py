@@ -296,7 +296,8 @@ def test_facts_tell_bases_apart(seed: int):
 @pytest.fixture
 def demo_adapter(tmp_path: Path, seed: int) -> Path:
     """A small change to the demo."""
-    from mlx_higgs.loading import DEMO, load_model
+    from mlx_higgs.loading import load_model
+    from mlx_higgs.sources import DEMO
 
     model: Any = load_model(DEMO)
     settings = config("lora", ["self_attn.q_proj"])

@@ -14,13 +14,14 @@ from toy_tokenizer import token_id, toy_tokenizer
 
 from mlx_higgs import HiggsAudioServer, audio
 from mlx_higgs.footprint import choose
-from mlx_higgs.loading import DEMO, load
+from mlx_higgs.loading import load
 from mlx_higgs.prompts.v2 import PromptBuilder
 from mlx_higgs.prompts.wording import Wording
-from mlx_higgs.server import ChatRequest
+from mlx_higgs.server import ChatRequest, prompting
 from mlx_higgs.server.messages import read_messages
 from mlx_higgs.server.request import SpeechRequest
 from mlx_higgs.server.worker import Worker
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import Audio, InputError, Spoken
 
 VOICE = Path(__file__).parent.parent / "examples" / "voice_prompts" / "en_woman.wav"
@@ -95,7 +96,7 @@ def test_forced_speech_is_what_is_said_without_a_conversation(chatty):
     """The same prompt, the same seed, the same rows."""
     turn = chatty.higgs.prompts.turn
     told = [turn("system", ["Generate audio following instruction."]), turn("user", ["one two."])]
-    prompt, _ = chatty._prompt(SpeechRequest("one two.", scene=""))
+    prompt, _ = prompting.prompt(SpeechRequest("one two.", scene=""), chatty.higgs, chatty.known)
     assert chatty.higgs.prompts.converse(told, speech=True).prompt == prompt
     told = [{"role": "system", "content": "Generate audio following instruction."}]
     answer = chatty.chat(

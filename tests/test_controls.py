@@ -20,7 +20,6 @@ from convert.tiny_v3 import byte_tokenizer, write_v3
 from mlx_higgs import HiggsAudioServer
 from mlx_higgs.defaults import Defaults
 from mlx_higgs.generate import main as generate
-from mlx_higgs.loading import DEMO
 from mlx_higgs.models import v2, v3
 from mlx_higgs.narrate.__main__ import main as narrate
 from mlx_higgs.pieces import Chunking
@@ -32,6 +31,7 @@ from mlx_higgs.server.http.fields import speech_schema
 from mlx_higgs.server.http.settings import Settings
 from mlx_higgs.server.opening import checker
 from mlx_higgs.server.request import CONTROLS
+from mlx_higgs.sources import DEMO
 from mlx_higgs.text import is_blank
 from mlx_higgs.types import InputError, Text
 

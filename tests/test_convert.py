@@ -23,9 +23,10 @@ from mlx_higgs import __version__, saving
 from mlx_higgs.cli import run
 from mlx_higgs.convert import build_parser, convert, main
 from mlx_higgs.convert_options import asked_recipe
-from mlx_higgs.loading import DEMO, load, load_codec, load_model
+from mlx_higgs.loading import load, load_codec, load_model
 from mlx_higgs.models import get_model_classes
 from mlx_higgs.quantization import MODES, Plan, Quantization
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import CheckpointError
 from mlx_higgs.weights import INDEX, read_header, weight_files
 
@@ -126,7 +127,7 @@ def test_model_card(work: Path):
 def test_a_hub_source_is_named_in_the_card(work: Path, monkeypatch: pytest.MonkeyPatch):
     snapshot = work / "snapshots" / "0ff4877"
     shutil.copytree(TINY["boson"], snapshot)
-    monkeypatch.setattr("mlx_higgs.loading._download", lambda repo, revision: snapshot)
+    monkeypatch.setattr("mlx_higgs.sources._download", lambda repo, revision: snapshot)
     card = (convert("bosonai/higgs", work / "out") / "README.md").read_text()
     assert "base_model: bosonai/higgs\n" in card
     assert "--hf-path bosonai/higgs \\\n    --revision 0ff4877" in card

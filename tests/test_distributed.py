@@ -24,9 +24,9 @@ from convert.tiny_v3 import write_v3
 from mlx_higgs.convert import convert
 from mlx_higgs.generate import main as generate
 from mlx_higgs.ledger import RESULTS
-from mlx_higgs.loading import DEMO
 from mlx_higgs.narrate.__main__ import main as narrate
 from mlx_higgs.quantization import Plan, Quantization
+from mlx_higgs.sources import DEMO
 from mlx_higgs.train.__main__ import main as train
 
 TESTS = Path(__file__).parent

@@ -13,7 +13,7 @@ import pytest
 from mlx_higgs.evaluate.__main__ import main
 from mlx_higgs.evaluate.codec import lag
 from mlx_higgs.evaluate.parity import parity
-from mlx_higgs.loading import DEMO
+from mlx_higgs.sources import DEMO
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = ("transformers", "boson", "v3")

@@ -27,9 +27,10 @@ from mlx_higgs.evaluate.quant_sizes import sizes
 from mlx_higgs.evaluate.quant_spoken import paired_change, sum_up
 from mlx_higgs.evaluate.trials import Take
 from mlx_higgs.evaluate.words import word_errors
-from mlx_higgs.loading import DEMO, load_model
+from mlx_higgs.loading import load_model
 from mlx_higgs.quantization import MODES, Plan, Quantization
 from mlx_higgs.recipes import shipped
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import GenerationError, InputError
 
 EVERY_WIDTH = [(mode, bits) for mode, (_, widths) in MODES.items() for bits in widths]

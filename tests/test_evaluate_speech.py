@@ -20,7 +20,7 @@ from mlx_higgs.evaluate.show import show
 from mlx_higgs.evaluate.texts import SENTENCES, read_recordings
 from mlx_higgs.evaluate.trials import Trial, perform, plan, play_back
 from mlx_higgs.evaluate.words import DIGITS, spoken_words
-from mlx_higgs.loading import DEMO
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import CheckpointError, GenerationError, InputError, Speech
 from mlx_higgs.vocabulary import draw_texts
 

@@ -30,8 +30,9 @@ from mlx_higgs.evaluate.peers import Peer
 from mlx_higgs.evaluate.reads import by_part, frame_bytes, frame_readings, watch
 from mlx_higgs.evaluate.rounds import Contender, ratio, take_turns
 from mlx_higgs.evaluate.shapes import SHAPES, Width, random_talker
-from mlx_higgs.loading import DEMO, load_codec
+from mlx_higgs.loading import load_codec
 from mlx_higgs.prefix import positions
+from mlx_higgs.sources import DEMO
 
 COMMAND = ["speed", "--shape", "tiny", "--frames", "2", "--rounds", "2", "--prompt", "4"]
 

@@ -16,9 +16,10 @@ from tiny_adapter import config, off
 from mlx_higgs.adapters import apply_adapter, save_adapter
 from mlx_higgs.convert import convert
 from mlx_higgs.fuse import fuse, main
-from mlx_higgs.loading import DEMO, load, load_model
+from mlx_higgs.loading import load, load_model
 from mlx_higgs.lora import is_quantized
 from mlx_higgs.quantization import Quantization
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import CheckpointError, InputError
 from mlx_higgs.weights import read_header, weight_files
 

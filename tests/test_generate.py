@@ -105,7 +105,7 @@ def test_quantize_while_loading():
 
 def checkpoint(codec: bool = True, **config) -> str:
     """The demo with a changed config."""
-    from mlx_higgs.loading import DEMO
+    from mlx_higgs.sources import DEMO
 
     folder = Path(shutil.copytree(DEMO, "changed"))
     if not codec:

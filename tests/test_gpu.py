@@ -9,9 +9,9 @@ from tiny_model import tiny_model
 
 from mlx_higgs.codec import HiggsCodec
 from mlx_higgs.frames import Rows
-from mlx_higgs.loading import DEMO
 from mlx_higgs.memory import bounded
 from mlx_higgs.sampling import SamplingParams
+from mlx_higgs.sources import DEMO
 from mlx_higgs.step import fastest_loop
 from mlx_higgs.types import Text
 

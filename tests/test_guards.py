@@ -18,11 +18,12 @@ from mlx_higgs.defaults import Defaults
 from mlx_higgs.delivery import STEADY, WHOLE
 from mlx_higgs.fuse import fuse
 from mlx_higgs.generate import main as generate
-from mlx_higgs.loading import DEMO, load
+from mlx_higgs.loading import load
 from mlx_higgs.longform import LongJob, speak
 from mlx_higgs.pieces import RETRIES, Chunking
 from mlx_higgs.recipes import Recipe, find, of, shipped
 from mlx_higgs.server import SpeechJob, SpeechRequest
+from mlx_higgs.sources import DEMO
 from mlx_higgs.text import frame_cap
 from mlx_higgs.types import CheckpointError
 

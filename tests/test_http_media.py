@@ -162,8 +162,8 @@ def test_the_engine_takes_a_decoded_clip_as_it_takes_a_file(seed, tmp_path, serv
 
     path = tmp_path / "clip.wav"
     path.write_bytes(recording(seed))
-    read = server._encode(Reference(path, "Words."))
-    given = server._encode(Reference(Path("none"), "Words.", wave=read_reference(path)))
+    read = server.known.encode(Reference(path, "Words."))
+    given = server.known.encode(Reference(Path("none"), "Words.", wave=read_reference(path)))
     np.testing.assert_array_equal(np.array(read.codes), np.array(given.codes))
 
 

@@ -54,6 +54,7 @@ LEVELS = (
     ("models", "quantization", "lora"),
     (
         "shard",
+        "sources",
         "loading",
         "defaults",
         "footprint",

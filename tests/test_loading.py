@@ -13,10 +13,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_higgs
-from mlx_higgs import loading
 from mlx_higgs.defaults import Defaults
-from mlx_higgs.loading import DEMO, load, load_model, resolve
+from mlx_higgs.loading import load, load_model
 from mlx_higgs.models.v2 import ModelArgs
+from mlx_higgs.sources import CODEC_REPO, DEMO, PINNED, find_codec, resolve
 from mlx_higgs.types import CheckpointError, InputError
 from mlx_higgs.weights import INDEX, load_tensors, read_header, weight_files
 
@@ -183,10 +183,10 @@ def test_resolve_takes_folders_the_demo_and_hub_names(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
     assert resolve("owner/name", "abc") == tmp_path
-    assert resolve(loading.CODEC_REPO) == tmp_path
+    assert resolve(CODEC_REPO) == tmp_path
     assert calls == [
         ("owner/name", "abc"),
-        (loading.CODEC_REPO, loading.PINNED[loading.CODEC_REPO]),
+        (CODEC_REPO, PINNED[CODEC_REPO]),
     ]
 
 
@@ -234,8 +234,8 @@ def test_matrices_split_by_fine_tuning_are_joined(tmp_path: Path):
 
 def test_a_codec_may_lie_in_a_folder_of_the_one_named(tmp_path: Path):
     shutil.copytree(DEMO / "codec", tmp_path / "audio_tokenizer")
-    assert loading.find_codec(TRANSFORMERS, tmp_path) == tmp_path / "audio_tokenizer"
-    assert loading.find_codec(TRANSFORMERS, DEMO / "codec") == DEMO / "codec"
+    assert find_codec(TRANSFORMERS, tmp_path) == tmp_path / "audio_tokenizer"
+    assert find_codec(TRANSFORMERS, DEMO / "codec") == DEMO / "codec"
 
 
 @pytest.mark.parametrize(

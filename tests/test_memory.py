@@ -27,12 +27,13 @@ from mlx_higgs.evaluate.shapes import SHAPES
 from mlx_higgs.footprint import choose, footprint
 from mlx_higgs.frames import prefill
 from mlx_higgs.generate import main
-from mlx_higgs.loading import DEMO, build_model, load, load_model, open_model
+from mlx_higgs.loading import build_model, load, load_model, open_model
 from mlx_higgs.memory import bounded, gigabytes, parse_size
 from mlx_higgs.quantization import PLANS, Plan, Quantization
 from mlx_higgs.sampling import SamplingParams
 from mlx_higgs.server import HiggsAudioServer
 from mlx_higgs.server.warm import compile_kernels
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import Audio, InputError, Text
 
 DEEP: dict[str, Any] = {

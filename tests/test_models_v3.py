@@ -24,10 +24,11 @@ from mlx_higgs.codec.model import CodecDecoder, CodecEncoder
 from mlx_higgs.convert import convert
 from mlx_higgs.delay import DelayPattern, codes_from_rows
 from mlx_higgs.frames import Rows
-from mlx_higgs.loading import DEMO, build_model, load, load_model
+from mlx_higgs.loading import build_model, load, load_model
 from mlx_higgs.models.v3 import ModelArgs
 from mlx_higgs.quantization import Quantization, quantizable
 from mlx_higgs.sampling import SamplingParams
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import Audio, CheckpointError, InputError, Text
 from mlx_higgs.weights import load_tensors, named_arrays, read_header
 

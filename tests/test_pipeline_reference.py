@@ -20,7 +20,8 @@ from convert.dump_pipeline import LONGEST, SETTINGS, our_rows, scripted, their_r
 from convert.vllm_repo import Settings, VllmOmni
 from mlx_higgs.delay import codes_from_rows
 from mlx_higgs.delivery import WHOLE
-from mlx_higgs.loading import DEMO, load_codec
+from mlx_higgs.loading import load_codec
+from mlx_higgs.sources import DEMO
 
 pytest.importorskip("torch", reason="the reference gates need torch")
 

@@ -18,7 +18,6 @@ from tiny_model import tiny_model
 
 from mlx_higgs import HiggsAudioServer, frames, prefix
 from mlx_higgs.frames import Rows
-from mlx_higgs.loading import DEMO
 from mlx_higgs.models.snapshot import Snapshot
 from mlx_higgs.models.v2 import Model
 from mlx_higgs.prefix import (
@@ -33,6 +32,7 @@ from mlx_higgs.prefix import (
 from mlx_higgs.quantization import Quantization
 from mlx_higgs.sampling import SamplingParams
 from mlx_higgs.server import SpeechJob, SpeechRequest
+from mlx_higgs.sources import DEMO
 from mlx_higgs.store import Folder
 from mlx_higgs.types import Audio, Prompt, Text
 

@@ -14,14 +14,9 @@ import pytest
 from toy_tokenizer import CONTROL_TOKENS, placeholder_ids, token_id, toy_tokenizer
 
 import mlx_higgs
+from mlx_higgs.prompts.chatml import MARKERS, Turn, with_markers
 from mlx_higgs.prompts.tokenizer import PromptTokenizer, read_tokenizer
-from mlx_higgs.prompts.v2 import (
-    MARKERS,
-    SOUND_TOKENS,
-    PromptBuilder,
-    Turn,
-    with_markers,
-)
+from mlx_higgs.prompts.v2 import SOUND_TOKENS, PromptBuilder
 from mlx_higgs.text import is_blank, speaker_tags
 from mlx_higgs.types import Audio, CheckpointError, InputError, Profile, Prompt, Text, Voice
 

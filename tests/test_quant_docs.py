@@ -20,7 +20,8 @@ SMALLER = {
     r"bosonai/[\w.-]+": "demo",
     r" --limit \d+": "",
     r" --seeds \d+": "",
-    r"demo@q8 demo@q6 demo@q4": "demo@q8",  # each says all texts
+    r"demo@q8 demo@q6 mixed-4.5 demo@q4": "mixed-4.5",  # each says all texts
+    r"--recipe mixed-4.5": "--recipe q4",  # test_recipes.py calibrates
     r"(quant --reference .*)$": r"\1 --limit 1 --seeds 1",
 }
 
@@ -35,7 +36,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch, capsys):
     for name in ("pocketsphinx", "jiwer", "matplotlib"):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
-    assert len(LINES) == 7
+    assert len(LINES) == 8
     for line in LINES:
         python, dash_m, module, *words = shlex.split(smaller(line))
         assert (python, dash_m) == ("python", "-m")

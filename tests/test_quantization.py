@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from checkpoints import TINY, all_logits, nbytes, random_checkpoint, relative_error, tensors
 
-from mlx_higgs.loading import DEMO, load_model
+from mlx_higgs.loading import load_model
 from mlx_higgs.models.base import SpeechModel
 from mlx_higgs.quantization import ELEMENTS_AT_ONCE, MODES, Quantization, quantize_module
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import CheckpointError, InputError
 
 # Relative error of the demo's logits, about 1.5 times what was measured (CPU, MLX 0.32.4).

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from mlx_higgs.footprint import footprint
-from mlx_higgs.loading import DEMO, load, open_model
+from mlx_higgs.loading import load, open_model
 from mlx_higgs.quantization import Plan, Quantization, quantizable
 from mlx_higgs.ranks import ALONE, Ranks, launched_rank, share
 from mlx_higgs.shard import check, split_modules, working_sizes
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import InputError
 
 

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from brief_v3 import write_brief_v3
 
-from mlx_higgs import loading
+from mlx_higgs import loading, sources
 from mlx_higgs.evaluate.bandwidth import CopyBandwidth
 from mlx_higgs.models.v3 import Model
 from mlx_higgs.narrate.manuscript import read
@@ -88,7 +88,7 @@ def in_a_copy_of_the_checkout(tmp_path: Path, monkeypatch, tiny_v3: Path):
     shorten(tmp_path / "examples")
     copied = CopyBandwidth(mlx=1.0, numpy=1.0)  # measuring it takes seconds
     monkeypatch.setattr("mlx_higgs.evaluate.speed.copy_bandwidth", lambda _: copied)
-    resolve = loading.resolve
+    resolve = sources.resolve
 
     def without_the_hub(source, revision=None):
         if source in Model.ORIGIN.repos:
@@ -96,7 +96,8 @@ def in_a_copy_of_the_checkout(tmp_path: Path, monkeypatch, tiny_v3: Path):
         hub = isinstance(source, str) and source.startswith("bosonai/")
         return resolve("demo" if hub else source, revision)
 
-    monkeypatch.setattr(loading, "resolve", without_the_hub)
+    for module in (sources, loading):
+        monkeypatch.setattr(module, "resolve", without_the_hub)
     monkeypatch.setattr("mlx_higgs.convert.resolve", without_the_hub, raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -21,10 +21,11 @@ from mlx_higgs.evaluate.reads import frame_bytes
 from mlx_higgs.evaluate.shapes import SHAPES
 from mlx_higgs.footprint import bits_per_weight, footprint
 from mlx_higgs.generate import main as generate
-from mlx_higgs.loading import DEMO, build_model, leaves, load, load_model, open_model
+from mlx_higgs.loading import build_model, leaves, load, load_model, open_model
 from mlx_higgs.models import get_model_classes
 from mlx_higgs.quantization import ORIGINAL, Plan, Quantization, Rule, quantizable
 from mlx_higgs.recipes import METHODS, Recipe, find, of, read, shipped
+from mlx_higgs.sources import DEMO
 from mlx_higgs.types import InputError
 
 EVEN = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}

@@ -18,8 +18,8 @@ import pytest
 from mlx_higgs.codec import HiggsCodec
 from mlx_higgs.delay import DelayPattern
 from mlx_higgs.delivery import EXACT, LOW, WHOLE, Delivery
-from mlx_higgs.loading import DEMO
 from mlx_higgs.server import SpeechRequest
+from mlx_higgs.sources import DEMO
 from mlx_higgs.streaming import SilenceMeter, SpeechStream
 from mlx_higgs.types import GenerationError
 

@@ -25,7 +25,7 @@ from mlx_higgs.convert import convert
 from mlx_higgs.footprint import footprint
 from mlx_higgs.frames import prefill
 from mlx_higgs.hearing import recording
-from mlx_higgs.loading import DEMO, load, load_model, open_model
+from mlx_higgs.loading import load, load_model, open_model
 from mlx_higgs.mel import MEL_FRAMES, log_mel, mel_frames
 from mlx_higgs.models.tower import (
     AudioTower,
@@ -37,10 +37,12 @@ from mlx_higgs.models.tower import (
 )
 from mlx_higgs.models.v2 import ModelArgs
 from mlx_higgs.prefix import PrefixCache, positions, split
+from mlx_higgs.prompts.chatml import Turn
 from mlx_higgs.prompts.heard import STRETCH_FRAMES
-from mlx_higgs.prompts.v2 import PromptBuilder, Turn
+from mlx_higgs.prompts.v2 import PromptBuilder
 from mlx_higgs.quantization import Plan, Quantization
 from mlx_higgs.server import HiggsAudioServer
+from mlx_higgs.sources import DEMO
 from mlx_higgs.train.data.conversation import Clip, Conversation, Message
 from mlx_higgs.train.methods import prepare
 from mlx_higgs.train.options import Options

@@ -21,7 +21,8 @@ from convert.tower import SIZES, add_tower
 from mlx_higgs.loading import load_model
 from mlx_higgs.mel import MEL_FRAMES, log_mel, mel_filters, mel_frames
 from mlx_higgs.models.tower import conv_positions, feature_positions
-from mlx_higgs.prompts.v2 import PromptBuilder, Turn, with_markers
+from mlx_higgs.prompts.chatml import Turn, with_markers
+from mlx_higgs.prompts.v2 import PromptBuilder
 from mlx_higgs.types import HEARING_RATE, STRETCH, InputError, Prompt, Recording
 
 torch = pytest.importorskip("torch", reason="the reference gates need torch")

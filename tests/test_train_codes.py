@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from mlx_higgs import audio
-from mlx_higgs.loading import DEMO, load_codec
+from mlx_higgs.loading import load_codec
+from mlx_higgs.sources import DEMO
 from mlx_higgs.train.data.clips import decode, duration, extract, read_clip
 from mlx_higgs.train.data.codes import FILE, CodesCache, codec_fingerprint
 from mlx_higgs.train.data.conversation import Clip

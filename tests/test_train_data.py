@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from mlx_higgs import cli
-from mlx_higgs.prompts.v2 import ONE_SPEAKER
+from mlx_higgs.prompts.chatml import ONE_SPEAKER
 from mlx_higgs.train.data.check import check
 from mlx_higgs.train.data.clips import read_clip
 from mlx_higgs.train.data.command import add_data_parser, run_data

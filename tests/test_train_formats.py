@@ -9,8 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_higgs.loading import DEMO
-from mlx_higgs.prompts.v2 import ONE_SPEAKER, PromptBuilder
+from mlx_higgs.prompts.chatml import ONE_SPEAKER
+from mlx_higgs.prompts.v2 import PromptBuilder
+from mlx_higgs.sources import DEMO
 from mlx_higgs.train.data.conversation import Clip, Conversation, Message
 from mlx_higgs.train.data.formats import read_conversations, read_lines
 from mlx_higgs.types import InputError, Text, Voice

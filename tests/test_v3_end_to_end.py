@@ -29,7 +29,7 @@ from mlx_higgs.delay import DelayPattern, codes_from_rows
 from mlx_higgs.evaluate.__main__ import main as evaluate
 from mlx_higgs.fuse import main as fuse
 from mlx_higgs.generate import main as generate
-from mlx_higgs.loading import DEMO, build_model, load_model
+from mlx_higgs.loading import build_model, load_model
 from mlx_higgs.models import v2, v3
 from mlx_higgs.narrate.__main__ import main as narrate
 from mlx_higgs.pieces import Chunking
@@ -37,6 +37,7 @@ from mlx_higgs.prompts.tags import TAGS
 from mlx_higgs.quantization import Plan, quantizable, quantize_module
 from mlx_higgs.saving import save_weights
 from mlx_higgs.server import SpeechRequest
+from mlx_higgs.sources import DEMO
 from mlx_higgs.train.__main__ import main as train
 from mlx_higgs.train.data.codes import CodesCache, codec_fingerprint
 from mlx_higgs.train.data.conversation import Clip

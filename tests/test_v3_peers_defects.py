@@ -22,11 +22,12 @@ from mlx_higgs.codec.layers import ConvTranspose1d
 from mlx_higgs.convert import convert
 from mlx_higgs.delay import DelayPattern, codes_from_rows
 from mlx_higgs.frames import Rows
-from mlx_higgs.loading import DEMO, load, load_codec, load_model
+from mlx_higgs.loading import load, load_codec, load_model
 from mlx_higgs.models.v3 import ModelArgs
 from mlx_higgs.quantization import Quantization
 from mlx_higgs.sampling import Sampler, SamplingParams, nucleus, sample_codes
 from mlx_higgs.server import SpeechRequest
+from mlx_higgs.sources import DEMO
 from mlx_higgs.streaming import SpeechStream
 from mlx_higgs.types import Audio, GenerationError, InputError, Text, Voice
 from mlx_higgs.weights import load_tensors, named_arrays, weight_files

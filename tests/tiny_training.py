@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from checkpoints import random_checkpoint
 
-from mlx_higgs.loading import DEMO, find_codec
+from mlx_higgs.sources import DEMO, find_codec
 from mlx_higgs.train.data.codes import CodesCache, codec_fingerprint
 from mlx_higgs.train.data.conversation import Clip
 

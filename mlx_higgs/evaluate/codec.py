@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 import numpy as np
 
-from ..loading import codec_beside, load_codec, resolve
+from ..loading import load_codec
+from ..sources import codec_beside, resolve
 from .golden import read_golden
 
 if TYPE_CHECKING:

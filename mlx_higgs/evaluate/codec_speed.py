@@ -16,7 +16,8 @@ from ..codec.checkpoint import Tensors, TensorSource
 from ..codec.codec import HiggsCodec
 from ..codec.config import CodecConfig
 from ..codec.model import CodecDecoder, CodecEncoder
-from ..loading import codec_beside, load_codec, resolve
+from ..loading import load_codec
+from ..sources import codec_beside, resolve
 from .peer import peer_module
 from .rounds import Contender, ratio, take_turns
 

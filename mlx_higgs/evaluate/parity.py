@@ -12,10 +12,11 @@ import numpy as np
 from ..adapters import apply_adapter
 from ..delay import MACHINES, Machine
 from ..frames import Rows
-from ..loading import load_model, resolve, resolve_adapter
+from ..loading import load_model
 from ..prefix import Prefix
 from ..quantization import stored_quantization
 from ..sampling import SamplingParams
+from ..sources import resolve, resolve_adapter
 from ..types import InputError, Prompt, Text
 from ..weights import read_json
 from .golden import read_golden

@@ -7,19 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..loading import (
-    DEFAULT_MODEL,
-    Higgs,
-    has_text_head,
-    load,
-    open_model,
-    prompt_class,
-    resolve,
-)
+from ..loading import Higgs, load, open_model
 from ..memory import gigabytes, machine_limit, on_cpu
 from ..models.snapshot import Snapshot
 from ..quantization import Plan
 from ..recipes import Recipe, at_once, read
+from ..sources import DEFAULT_MODEL, has_text_head, prompt_class, resolve
 from ..types import InputError, Prompt
 from ..weights import named_arrays, read_json, weight_files
 from .quant_floats import as_floats

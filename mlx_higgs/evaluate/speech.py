@@ -12,10 +12,10 @@ from typing import Any
 from .. import audio
 from ..cli import note
 from ..defaults import Defaults
-from ..loading import DEFAULT_MODEL, resolve
 from ..server import SpeechRequest
 from ..server.opening import load_server
 from ..server.request import check_clips, references
+from ..sources import DEFAULT_MODEL, resolve
 from ..types import InputError
 from ..vocabulary import draw_texts
 from ..voices import Reference

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..codec.checkpoint import TensorSource
 from ..codec.codec import HiggsCodec
-from ..loading import build_model, fuse_layers, load_model, resolve
+from ..loading import build_model, fuse_layers, load_model
 from ..memory import on_cpu
 from ..models.base import SpeechModel
 from ..quantization import stored_quantization
+from ..sources import resolve
 from ..types import InputError
 from ..weights import read_json
 from .codec_speed import open_codec

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import apply_adapter
-from ..loading import open_model, read_weights, resolve, resolve_adapter
+from ..loading import open_model, read_weights
 from ..quantization import stored_quantization
+from ..sources import resolve, resolve_adapter
 from ..types import InputError
 from ..weights import read_json
 from .qwen3 import is_plain_qwen3, open_qwen3

@@ -160,8 +160,8 @@ def narrate(arguments: argparse.Namespace) -> None:
 
 def _read(arguments: argparse.Namespace) -> tuple[Chunking, Manuscript, dict[str, Role]]:
     """What to say, in which pieces, in whose voices."""
-    from ..loading import resolve
     from ..server.opening import checker
+    from ..sources import resolve
     from .cast import read_cast, roles
     from .manuscript import read
 
@@ -195,7 +195,7 @@ def computed_by(arguments: argparse.Namespace) -> str:
 def _preferred(arguments: argparse.Namespace) -> tuple[int | None, int]:
     """What the checkpoint says of letters and context."""
     from ..defaults import Defaults
-    from ..loading import check_model, resolve
+    from ..sources import check_model, resolve
 
     folder = resolve(arguments.model, arguments.revision)
     check_model(folder)

@@ -10,18 +10,29 @@ Control tokens in the texts of a caller are read as ordinary characters, except 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 from tokenizers import Tokenizer
 
 from ..text import is_blank, speaker_tags
 from ..types import Audio, Heard, Hearing, InputError, Profile, Prompt, Recording, Text, Voice
 from .base import Marks, Opening
+from .chatml import (
+    ONE_SPEAKER,
+    Marker,
+    Part,
+    Role,
+    Turn,
+    is_clip,
+    marked,
+    preamble,
+    reference_turns,
+    trusted,
+    with_markers,
+)
 from .heard import stretches
 from .tokenizer import PromptTokenizer, merged, read_tokenizer
 from .wording import Wording
@@ -29,50 +40,13 @@ from .wording import Wording
 if TYPE_CHECKING:
     import mlx.core as mx
 
-Role = Literal["system", "user", "assistant"]
-# words, a control token, a recording that is heard, or a clip's codes [T, K]
-Part: TypeAlias = "str | Marker | Recording | mx.array"
-
 SOUND_TOKENS = ("<SE>", "</SE>", "<SE_s>", "</SE_s>", "<SE_e>", "</SE_e>")
-SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
-MARKERS = (
-    SCENE_START,
-    SCENE_END,
-    "<|generation_instruction_start|>",
-    "<|generation_instruction_end|>",
-)
-
 # What opens and closes a clip, by the role that holds it.
 _CLIP_TOKENS: dict[Role, tuple[str, str]] = {
     "system": ("<|audio_bos|>", "<|audio_eos|>"),
     "user": ("<|audio_bos|>", "<|audio_eos|>"),
     "assistant": ("<|audio_out_bos|>", "<|audio_eos|>"),
 }
-
-# The system texts the model was trained with.
-ONE_SPEAKER = "Generate audio following instruction."
-MANY_SPEAKERS = (
-    "You are an AI assistant designed to convert text into speech.\n"
-    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech"
-    " for the following text, using the specified voice.\n"
-    "If no speaker tag is present, select a suitable voice on your own."
-)
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A control token, by name, between the words of a turn."""
-
-    token: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of the conversation. Each part is tokenised on its own."""
-
-    role: Role
-    parts: Sequence[Part]
-    recipient: str | None = None  # whom an assistant addresses
 
 
 class PromptBuilder:
@@ -128,7 +102,7 @@ class PromptBuilder:
             voices: who speaks, SPEAKER0 first. Empty: the model picks ("smart voice"). A
                 `Profile` anywhere puts all voices into the system turn, as in the reference.
             scene: where and how it is spoken: ``"Audio is recorded from a quiet room."``
-            system: your own system text instead of the one made here; may hold ``MARKERS``.
+            system: your own system text instead of the one made here; may hold ``chatml.MARKERS``.
                 A `Voice` is still presented as two turns; a scene belongs inside it.
             references_in_system: put the clips into the system turn, without their transcripts.
             history: what was generated before, oldest first: pairs of text and codes ``[T, K]``.
@@ -155,9 +129,9 @@ class PromptBuilder:
             )
         if speakers is None:
             speakers = speaker_tags(text)
-        opening = with_markers(system) if system else _opening(voices, scene, in_system, speakers)
+        opening = with_markers(system) if system else preamble(voices, scene, in_system, speakers)
         turns = [Turn("system", opening)] if opening else []
-        turns += [] if in_system else _reference_turns(voices)
+        turns += [] if in_system else reference_turns(voices)
         for said, codes in history:
             turns += [Turn("user", [said]), Turn("assistant", [codes])]
         return self.render([*turns, Turn("user", [text])])
@@ -197,9 +171,9 @@ class PromptBuilder:
         """
         if any(isinstance(voice, Profile) for voice in voices):
             raise InputError("In a conversation, describe a voice in the system's message.")
-        turns = [_marked(turn) for turn in turns]
+        turns = [marked(turn) for turn in turns]
         start = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-        turns[start:start] = _reference_turns(voices)
+        turns[start:start] = reference_turns(voices)
         *before, last = [*self._written(turns), []]
         begun = None
         if goes_on:
@@ -212,7 +186,7 @@ class PromptBuilder:
         pieces = [piece for turn in before for piece in turn]
         prompt = merged([Text([tokens.id("<|begin_of_text|>")]), *pieces, *last])
         wording = Wording(tokens, fresh=not goes_on)
-        clips = [part for turn in turns[:start] for part in turn.parts if _is_clip(part)]
+        clips = [part for turn in turns[:start] for part in turn.parts if is_clip(part)]
         heard = len(clips) + len(voices) if voices else 0
         return Opening(prompt, begun, self._marks(speech), wording, heard)
 
@@ -224,7 +198,7 @@ class PromptBuilder:
             raise InputError("There is no message of the assistant at the end to go on with.")
         *before, last = written
         last = last[:-1]  # without the end of the turn
-        if not _is_clip(turns[-1].parts[-1]):
+        if not is_clip(turns[-1].parts[-1]):
             return before, last, None
         *last, clip, _ = last
         assert isinstance(clip, Audio)
@@ -264,7 +238,7 @@ class PromptBuilder:
         has_system = bool(turns) and turns[0].role == "system"
         if scene and not has_system:
             turns, start_index = [Turn("system", [ONE_SPEAKER]), *turns], start_index + 1
-        turns = [_trusted(turn, scene if i == 0 else "") for i, turn in enumerate(turns)]
+        turns = [trusted(turn, scene if i == 0 else "") for i, turn in enumerate(turns)]
         pieces: list[tuple[Text | Audio | Heard, bool]] = [
             (Text([self._tokens.id("<|begin_of_text|>")]), False)
         ]
@@ -317,97 +291,3 @@ def _after_header(parts: Sequence[Part]) -> list[Part]:
     if parts and isinstance(parts[0], str) and not parts[0][:1].isspace():
         return ["\n\n" + parts[0], *parts[1:]]
     return ["\n\n", *parts]
-
-
-def with_markers(text: str) -> list[Part]:
-    """Cut a trusted text at its ``MARKERS``: the parts of a `Turn` that may hold them."""
-    pieces = re.split(f"({'|'.join(map(re.escape, MARKERS))})", text)
-    return [Marker(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece]
-
-
-def _is_clip(part: Part) -> bool:
-    return not isinstance(part, (str, Marker))
-
-
-def _marked(turn: Turn) -> Turn:
-    """A turn of the caller's with its texts cut at their markers."""
-    if turn.role == "assistant":
-        return turn
-    parts = [[part] if not isinstance(part, str) else with_markers(part) for part in turn.parts]
-    return replace(turn, parts=[piece for some in parts for piece in some])
-
-
-def _trusted(turn: Turn, scene: str) -> Turn:
-    """A turn whose texts are cut at their markers if it is the system's, with the scene in it."""
-    if turn.role != "system":
-        return turn
-    parts: list[Part] = []
-    for part in turn.parts:
-        parts += with_markers(part) if isinstance(part, str) else [part]
-    if scene and Marker(SCENE_START) not in [p for p in parts if isinstance(p, Marker)]:
-        parts += _system("", scene, [])
-    return replace(turn, parts=_joined(parts))
-
-
-def _opening(
-    voices: Sequence[Voice | Profile],
-    scene: str | None,
-    in_system: bool,
-    speakers: Sequence[str],
-) -> list[Part]:
-    """The reference's system text; empty when cloning without a scene."""
-    scene = (scene or "").strip()
-    if in_system:
-        return _system(ONE_SPEAKER, scene, _voice_lines(voices))
-    if voices and not scene:
-        return []
-    if not voices and len(speakers) > 1:
-        return _system(MANY_SPEAKERS, scene, _alternating_lines(speakers))
-    return _system(ONE_SPEAKER, scene, [])
-
-
-def _alternating_lines(speakers: Sequence[str]) -> list[Part]:
-    """One line for each speaker of a smart voice."""
-    kinds = ("feminine", "masculine")
-    return [f"{speaker}: {kinds[index % 2]}\n" for index, speaker in enumerate(speakers)]
-
-
-def _voice_lines(voices: Sequence[Voice | Profile]) -> list[Part]:
-    """One line for each voice: its description or its clip."""
-    parts: list[Part] = []
-    for index, voice in enumerate(voices):
-        clip = isinstance(voice, Voice)
-        who = Recording(voice.codes, voice.wave) if clip else voice.description
-        parts += [f"SPEAKER{index}: ", who, "\n"]
-    return parts
-
-
-def _system(instruction: str, scene: str, lines: Sequence[Part]) -> list[Part]:
-    """The instruction, then a block with the scene and the speakers' lines, if there are any."""
-    if not scene and not lines:
-        return [instruction]
-    scene_lines = [scene, "\n", "\n" if lines else ""] if scene else []
-    block = _joined(["\n", *scene_lines, *lines])
-    return [instruction + "\n\n", Marker(SCENE_START), *block, Marker(SCENE_END)]
-
-
-def _joined(parts: Sequence[Part]) -> list[Part]:
-    """Neighbouring words as one part, because the reference tokenises them in one go."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, str) and isinstance(last, str):
-            joined[-1] = last + part
-        else:
-            joined.append(part)
-    return joined
-
-
-def _reference_turns(voices: Sequence[Voice | Profile]) -> list[Turn]:
-    """Each reference as a user turn with its transcript and an assistant turn with its clip."""
-    turns = []
-    for index, voice in enumerate(voices):
-        assert isinstance(voice, Voice)  # profiles went into the system turn
-        tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
-        turns += [Turn("user", [tag + voice.transcript.strip()]), Turn("assistant", [voice.codes])]
-    return turns

@@ -5,56 +5,41 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from .. import audio
 from ..batch import MAX_ROWS, Batch
 from ..delivery import STEADY, Delivery, Latency, choose
 from ..doubts import CAP_SHARE
 from ..frames import MAX_IDENTICAL_ROWS, Rows
-from ..hearing import Clip, recording
-from ..loading import DEFAULT_MODEL, Higgs, load
+from ..hearing import Clip
+from ..loading import Higgs, load
 from ..longform import LongJob, speak
 from ..pieces import PREFERRED, RETRIES, Chunking
-from ..prefix import (
-    AUTO,
-    ClipCodes,
-    PrefixCache,
-    fingerprint,
-    stored_as,
-    voice_folder,
-)
+from ..prefix import AUTO
 from ..quantization import Plan, Quantization
 from ..recipes import Recipe
-from ..text import normalize
+from ..sources import DEFAULT_MODEL
 from ..types import (
-    HEARING_RATE,
     Answer,
     AnswerChunk,
     HiggsError,
     InputError,
     Profile,
-    Prompt,
     Recording,
     Speech,
     SpeechChunk,
     Voice,
 )
-from ..voices import Reference, no_transcript, reference
+from . import prompting
 from .batching import run_together
 from .chat import ChatJob, ChatRequest
 from .job import SpeechJob
-from .messages import Message, read_messages
-from .request import SpeechRequest, check_clips, fit, references, spelled_out
+from .known import KnownVoices
+from .request import SpeechRequest, fit, references, spelled_out
 from .warm import warm_up
 
 LOG = logging.getLogger("mlx_higgs")
@@ -82,12 +67,7 @@ class HiggsAudioServer:
         keep_encoder: bool = False,
     ):
         self.higgs = higgs
-        self._keep_encoder = keep_encoder
-        self._prepared: list[Voice] = []
-        # what one rank finds in its folder and another does not would keep the other waiting
-        self._folder = voice_folder(None if higgs.ranks.size > 1 else voice_cache, higgs.path)
-        self._clips: ClipCodes | None = None
-        self._prefixes: PrefixCache | None = None
+        self.known = KnownVoices(higgs, voice_cache=voice_cache, keep_encoder=keep_encoder)
 
     @classmethod
     def from_pretrained(
@@ -150,12 +130,7 @@ class HiggsAudioServer:
         Raises:
             InputError: the clip or its transcript cannot be used.
         """
-        clip = reference(path, text, wordless=True)
-        self._check_words([clip])
-        voice = self._encode(clip)
-        self._release_encoder()
-        self._prepared = [voice]
-        return voice
+        return self.known.prepare(path, text)
 
     def hear(self, clip: Clip) -> Recording:
         """A clip for a turn of a user (``prompts.turn``), by what this checkpoint needs of it.
@@ -166,16 +141,13 @@ class HiggsAudioServer:
         Raises:
             InputError: a clip that cannot be used, or a checkpoint that hears none.
         """
-        heard = self._heard(clip)
-        self._release_encoder()
+        heard = self.known.hear(clip)
+        self.known.release_encoder()
         return heard
 
     def clear_reference(self) -> None:
         """Forget the prepared voice and all that is in memory of others; files stay."""
-        self._prepared = []
-        for kept in (self._clips, self._prefixes):
-            if kept is not None:
-                kept.clear()
+        self.known.clear()
 
     @spelled_out
     def generate(self, target_text: str, **options) -> Speech:
@@ -288,27 +260,14 @@ class HiggsAudioServer:
         if higgs.ranks.size > 1:
             raise InputError("A conversation runs in one process: load without shard.")
         params = request.sampling(higgs.defaults.preset(request.preset))
-        said = read_messages(request.messages, self.sampling_rate)
-        turns = [higgs.prompts.turn(m.role, self._parts(m), m.recipient) for m in said]
         opening = higgs.prompts.converse(
-            turns,
-            voices=[] if request.speech is False else self._voices(request),
+            prompting.turns(request.messages, higgs, self.known),
+            voices=[] if request.speech is False else self.known.asked(request),
             speech=request.speech,
             goes_on=request.continue_final_message,
         )
-        self._release_encoder()
-        return ChatJob(higgs, request, opening, params, self._prefix_cache(), delivery, started)
-
-    def _parts(self, message: Message) -> list[str | mx.array | Recording]:
-        """What was said as prompts take it: the model's own clips as codes, others are heard."""
-        return [self._said(part, own=message.role == "assistant") for part in message.parts]
-
-    def _said(self, part: str | np.ndarray, own: bool) -> str | mx.array | Recording:
-        if isinstance(part, str):
-            return part
-        if part.ndim == 2:
-            return mx.array(part)
-        return self._clip_codes().get(part) if own else self._heard((part, self.sampling_rate))
+        self.known.release_encoder()
+        return ChatJob(higgs, request, opening, params, self.known.prefixes(), delivery, started)
 
     def start(
         self, request: SpeechRequest, delivery: Delivery = STEADY, batch: Batch | None = None
@@ -320,14 +279,14 @@ class HiggsAudioServer:
         started = time.perf_counter()
         params = request.sampling(self.higgs.defaults.preset(request.preset))
         params = replace(params, seed=self.higgs.ranks.told(params.seed))
-        prompt, text = self._prompt(request)
+        prompt, text = prompting.prompt(request, self.higgs, self.known)
         share = CAP_SHARE if self.higgs.doubt else 1.0
         params = fit(params, request, text, prompt, self.higgs.talker.delay, share=share)
         join = partial(Rows, self.higgs.model) if batch is None else batch.join
         rows = join(
             prompt,
             params,
-            prefix=self._prefix_cache().get(prompt, len(request.history)),
+            prefix=self.known.prefixes().get(prompt, len(request.history)),
             max_identical_rows=MAX_IDENTICAL_ROWS if request.guards else 0,
         )
         return SpeechJob(self.higgs, request, prompt, params, rows, delivery, started)
@@ -348,7 +307,8 @@ class HiggsAudioServer:
         against how the model is stored (``Higgs.doubt``).
         """
         defaults = self.higgs.defaults
-        clips = [v for v in references(request) or self._prepared if not isinstance(v, Profile)]
+        voices = references(request) or self.known.prepared
+        clips = [voice for voice in voices if not isinstance(voice, Profile)]
         return speak(
             partial(self.start, delivery=delivery, batch=batch),
             request,
@@ -364,86 +324,3 @@ class HiggsAudioServer:
         if chunking.retries is not None:
             return chunking.retries
         return RETRIES if request.guards and self.higgs.doubt else 0
-
-    def _prompt(self, request: SpeechRequest) -> tuple[Prompt, str]:
-        wanted = request.normalize
-        wanted = self.higgs.defaults.normalize if wanted is None else wanted
-
-        def read(text: str) -> str:
-            return normalize(text.strip()) if wanted else text.strip()
-
-        text = read(request.target_text)
-        voices, scene = self._voices(request), request.scene
-        if scene is None and not request.system and not voices:
-            scene = self.higgs.defaults.scene
-        prompt = self.higgs.prompts.build(
-            text,
-            voices=voices,
-            scene=scene or None,
-            system=request.system,
-            references_in_system=request.references_in_system,
-            history=[(read(said), codes) for said, codes in request.history],
-            speakers=request.speakers,
-            controls=request.controls,
-        )
-        return prompt, text
-
-    def _voices(self, request: SpeechRequest | ChatRequest) -> list[Voice | Profile]:
-        asked = references(request) or list(self._prepared)
-        if asked and not self.higgs.defaults.clones:
-            check_clips(asked)
-            warnings.warn("This checkpoint cannot clone: the voice is left out.", stacklevel=4)
-            return []
-        if not request.references_in_system:
-            self._check_words(asked)
-        voices = [self._encode(v) if isinstance(v, Reference) else v for v in asked]
-        self._release_encoder()
-        return voices
-
-    def _heard(self, clip: Clip) -> Recording:
-        hearing, rate = self.higgs.talker.hearing, self.sampling_rate
-        return recording(clip, hearing, rate, lambda wave: self._clip_codes().get(wave))
-
-    def _check_words(self, asked: Iterable[Reference | Voice | Profile]) -> None:
-        """Raises InputError for a clip without its transcript, if this model needs it."""
-        wordless = [v for v in asked if isinstance(v, Reference) and not v.transcript]
-        if wordless and self.higgs.prompts.NEEDS_WORDS:
-            raise no_transcript(wordless[0].path)
-
-    def _encode(self, clip: Reference) -> Voice:
-        wave = clip.wave
-        if wave is None:
-            wave = audio.read_reference(clip.path, self.sampling_rate)
-        codes = self.higgs.ranks.same(self._clip_codes().get(wave))
-        heard = None
-        if self.higgs.talker.hearing.features:
-            heard = audio.to_rate(wave, self.sampling_rate, HEARING_RATE)
-        return Voice(codes, clip.transcript, clip.name, heard)
-
-    def _release_encoder(self) -> None:
-        """Before the talker's weights are read, where they still are on disk."""
-        if self._clips is not None and not self._keep_encoder:
-            self.higgs.codec.release_encoder()
-
-    def _clip_codes(self) -> ClipCodes:
-        if self._clips is None:
-            higgs = self.higgs
-            weights, folder = self._known(lambda: fingerprint(higgs.codec_folder))
-            self._clips = ClipCodes(higgs.codec, weights, folder=folder)
-        return self._clips
-
-    def _prefix_cache(self) -> PrefixCache:
-        if self._prefixes is None:
-            higgs, model = self.higgs, self.higgs.model
-            weights, folder = self._known(
-                lambda: fingerprint(higgs.path, stored_as(model), higgs.adapter, higgs.codec_folder)
-            )
-            self._prefixes = PrefixCache(model, weights, folder=folder, original=higgs.original)
-        return self._prefixes
-
-    def _known(self, weights: Callable[[], str]) -> tuple[str, Path | None]:
-        """A fingerprint and the folder that needs it; neither if the weights' files are gone."""
-        if self._folder is not None:
-            with suppress(OSError):
-                return weights(), self._folder
-        return "", None

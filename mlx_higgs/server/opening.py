@@ -33,8 +33,8 @@ def choose_plan(
         InputError: what would fit, if that does not. CheckpointError: it cannot be used.
     """
     from ..footprint import choose
-    from ..loading import check_model, find_codec, resolve, why_no_chat
     from ..shard import sharing
+    from ..sources import check_model, find_codec, resolve, why_no_chat
 
     path = resolve(arguments.model, arguments.revision)
     check_model(path)
@@ -130,8 +130,8 @@ def checker(folder: Path) -> Callable[[SpeechRequest], None]:
         CheckpointError: the folder is no talker's.
     """
     from ..defaults import Defaults
-    from ..loading import prompt_class
     from ..models import get_model_classes
+    from ..sources import prompt_class
     from ..weights import read_json
 
     config = read_json(folder / "config.json")

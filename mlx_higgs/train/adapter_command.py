@@ -52,7 +52,8 @@ def run_adapter(arguments: argparse.Namespace) -> None:
 
 def _outline(name: str) -> Any:
     """A talker without weights: its names and shapes."""
-    from ..loading import build_model, resolve
+    from ..loading import build_model
+    from ..sources import resolve
     from ..weights import read_json
 
     return build_model(read_json(resolve(name) / "config.json"), text_head=True)

@@ -11,8 +11,9 @@ from mlx.utils import tree_flatten
 
 from ..adapters import WEIGHTS, load_adapter
 from ..cli import note
-from ..loading import Higgs, find_codec, has_text_head, load_model, resolve
+from ..loading import Higgs, load_model
 from ..quantization import Quantization
+from ..sources import find_codec, has_text_head, resolve
 from ..types import InputError
 from .data.codes import CodesCache, codec_fingerprint
 from .datasets import find_part, read_samples

@@ -121,7 +121,7 @@ class Checker:
         return found
 
     def _texts(self, conversation: Conversation) -> list[Finding]:
-        from ...prompts.v2 import MARKERS, SCENE_START
+        from ...prompts.chatml import MARKERS, SCENE_START
 
         found: list[Finding] = []
         for message in conversation.messages:

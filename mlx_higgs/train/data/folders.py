@@ -69,7 +69,7 @@ def reading_conversation(
 
 def instruction() -> str:
     """The system text of generation without a voice."""
-    from ...prompts.v2 import ONE_SPEAKER
+    from ...prompts.chatml import ONE_SPEAKER
 
     return ONE_SPEAKER
 
