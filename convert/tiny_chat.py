@@ -1,17 +1,23 @@
-"""Tiny random checkpoints that take turns: they open speech, end it, and stop, sooner or later."""
+"""Tiny random checkpoints that take turns: they open speech, end it, and stop, sooner or later.
+
+python convert/tiny_chat.py FOLDER --seed 7
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file or with -m
+
+from convert.layouts import AUDIO_EOS, AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, EOS, EOT
+from convert.tiny import write_checkpoint
 from mlx_higgs.prompts.base import Marks
 
-from .layouts import AUDIO_EOS, AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, EOS, EOT
-from .tiny import write_checkpoint
-
 if TYPE_CHECKING:
-    from .layouts import Widths
+    from convert.layouts import Widths
 
 STOPS, BANNED = (EOS, EOT), (AUDIO_IN, AUDIO_OUT)  # as offsets from the first special id
 OPENS_BY = 3.0  # times the other ids' logits: of a few hundred, it is written now and then
@@ -49,3 +55,17 @@ def marks_of(widths: Widths) -> Marks:
         stops=frozenset(first + stop for stop in STOPS),
         barred=tuple(first + barred for barred in BANNED),
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a tiny random checkpoint that takes turns.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--opens", type=float, default=OPENS_BY, help="how readily speech begins")
+    parser.add_argument("--ends", type=float, default=ENDS_BY, help="how readily it ends")
+    args = parser.parse_args()
+    write_talkative(args.folder, seed=args.seed, opens=args.opens, ends=args.ends)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,18 @@ def calibrated_talker(
         seed=texts.seed,
         watch=with_bars,
     )
+    note(_result(done.record))
     return model, done.chosen, {"passages_of": _data(texts)} | done.record
+
+
+def _result(record: Mapping[str, Any]) -> str:
+    line = f"calibration: {record['kl']:.3g} nat a code off on held-out passages"
+    if record["method"]:
+        return f"{line}, {record['kl_plain']:.3g} as MLX rounds"
+    if tried := record.get("tried"):
+        line += f", as MLX rounds: {tried} made it {record['kl_tried']:.3g} and was left out; give "
+        return line + "it more passages"
+    return line
 
 
 def passages(higgs: Higgs, texts: Texts) -> list[Sample]:
@@ -100,7 +112,14 @@ def passages(higgs: Higgs, texts: Texts) -> list[Sample]:
         return recorded(higgs, texts.folder, watch=with_bars)[: texts.count]
     seed = OWN_SEEDS + texts.seed
     said = _lines(texts.file) if texts.file else draw(higgs.defaults, texts.count, seed)
-    return spoken(higgs, said[: texts.count], seed=seed, watch=with_bars)
+    asked = said[: texts.count]
+    found = spoken(higgs, asked, seed=seed, watch=with_bars)
+    if len(found) < 2:
+        raise InputError(
+            f"Of {len(asked)} texts, {len(found)} was said to its end: two passages are the least. "
+            "Ask for more with --calibration-samples, or give recordings with --calibration-data."
+        )
+    return found
 
 
 def _lines(path: Path) -> list[str]:

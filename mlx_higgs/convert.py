@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(arguments: argparse.Namespace) -> None:
     if arguments.list_recipes:
-        print(recipe_table())
+        print(recipe_table(arguments))
         return
     recipe = asked_recipe(arguments)
     path = convert(
@@ -233,17 +233,17 @@ def write_config(
 ) -> None:
     """The config with the widths and the recipe; says what is known against that."""
     from .cards import recipe_block
-    from .doubts import of_recipe, spoken_bits
+    from .doubts import BLOCK, of_config
     from .models import family
     from .saving import converted_config, write_json
     from .weights import read_json
 
     config, recipe = read_json(source / "config.json"), made.recipe
     kind = family(config)
-    if doubt := of_recipe(recipe, kind, spoken_bits(model), model.LEAST_BITS):
-        note(f"warning: {doubt}")
     plan = Plan.exact(chosen) if recipe.measured else recipe.plan
     ours = recipe_block(made, recipe.cautions.get(kind), record) if made.quantized else None
+    if doubt := of_config({BLOCK: ours}, model, folder / "config.json"):
+        note(f"warning: {doubt}")
     block = plan.config(chosen)
     write_json(folder / "config.json", converted_config(config, block, made.dtype, ours))
 

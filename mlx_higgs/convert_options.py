@@ -195,8 +195,15 @@ def asked_texts(arguments: argparse.Namespace, recipe: Recipe | None) -> Texts:
     )
 
 
-def recipe_table() -> str:
-    """The named recipes, a line each."""
+def recipe_table(arguments: argparse.Namespace) -> str:
+    """The named recipes, a line each.
+
+    Raises:
+        InputError: options that ask for something else as well.
+    """
+    said = [*(["-q"] if arguments.quantize else []), *_said(arguments)]
+    if said:
+        raise InputError(f"--list-recipes does nothing else: leave out {', '.join(said)}.")
     recipes = shipped()
     width = max(map(len, recipes))
     return "\n".join(f"{name:<{width}}  {recipe.about}" for name, recipe in recipes.items())

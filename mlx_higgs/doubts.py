@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .quantization import few_bits
 from .recipes import Recipe
 from .types import CheckpointError
 
 BLOCK = "mlx_higgs"  # ours in config.json
-MEASURED, CAUTION, RECIPE = "measured", "caution", "recipe"
+MEASURED, CALIBRATION, CAUTION, RECIPE = "measured", "calibration", "caution", "recipe"
 # Of these, `evaluate quant` writes the first four; beyond them a checkpoint is weak.
 MOST_KL = 0.03  # nat a codebook: what 6 bits cost; more is heard in a voice's colour first
 LEAST_ENDED = 0.99  # share of runs that ended by themselves: one runaway in 100 is what is noticed
@@ -25,23 +25,23 @@ MOST_DRIFT = 0.5  # semitones of the median pitch: half of what listeners tell a
 CAP_SHARE = 0.6  # of text.frame_cap, twice the slowest speech: 1.2 times that
 
 
-def of_recipe(recipe: Recipe, family: str, bits: float | None, least: int) -> str:
+def of_recipe(recipe: Recipe, family: str, talker: Any) -> str:
     """What is known against a recipe for a kind of model; "" if nothing is.
 
     Args:
         family: the kind, as ``models.family`` says it.
-        bits: a weight that a frame of speech reads has on average (``spoken_bits``).
-        least: a model's ``LEAST_BITS``.
+        talker: stored by it, its weights read or not.
     """
     if caution := recipe.cautions.get(family):
         return _cautious(recipe.name, caution)
-    return "" if bits is None else few_bits(bits, least)
+    return few_bits(talker)
 
 
-def of_config(config: Mapping[str, Any], bits: float | None, least: int, path: Path) -> str:
+def of_config(config: Mapping[str, Any], talker: Any, path: Path) -> str:
     """What is known against a stored checkpoint; "" if nothing is.
 
-    Figures that were measured on it count more than what is said of its recipe.
+    Figures that were measured on it count more than those of its calibration, and these more than
+    what is said of its recipe and of its bits.
 
     Raises:
         CheckpointError: a block that says what means nothing.
@@ -51,9 +51,22 @@ def of_config(config: Mapping[str, Any], bits: float | None, least: int, path: P
         raise CheckpointError(f"{path}: {BLOCK} is {block!r:.60}.")
     if measured := block.get(MEASURED):
         return _measured(measured, path)
+    if calibration := block.get(CALIBRATION):
+        return _calibrated(calibration, path)
     if caution := block.get(CAUTION):
         return _cautious(str(block.get(RECIPE)), str(caution))
-    return "" if bits is None else few_bits(bits, least)
+    return few_bits(talker)
+
+
+def few_bits(talker: Any) -> str:
+    """What a person should know of a talker with fewer bits than its kind needs; or ""."""
+    bits = spoken_bits(talker)
+    if bits is None or bits >= talker.LEAST_BITS:
+        return ""
+    return (
+        f"with {bits:.3g} bits this model is known to be weak: {talker.FEW_BITS}; "
+        f"{talker.LEAST_BITS} or more are safer, 8 are the usual choice"
+    )
 
 
 def spoken_bits(model: Any) -> float | None:
@@ -83,15 +96,28 @@ def _measured(measured: Any, path: Path) -> str:
     return f"measured on {day} against its original: {', '.join(faults)}"
 
 
-def _faults(measured: Mapping[str, Any], path: Path) -> list[str]:
-    def figure(name: str) -> float | None:
-        value = measured.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{path}: {BLOCK}.{MEASURED}.{name} is {value!r:.60}.")
-        return float(value)
+def _calibrated(record: Any, path: Path) -> str:
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: {BLOCK}.{CALIBRATION} is {record!r:.60}.")
+    kl = _figure(record, "kl", f"{path}: {BLOCK}.{CALIBRATION}")
+    if kl is None or kl <= MOST_KL:
+        return ""
+    return (
+        f"held-out speech was {kl:.2g} nat a code off when it was made (good: {MOST_KL:g} or less)"
+    )
 
+
+def _figure(said: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = said.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"{where}.{name} is {value!r:.60}.")
+    return float(value)
+
+
+def _faults(measured: Mapping[str, Any], path: Path) -> list[str]:
+    figure = partial(_figure, measured, where=f"{path}: {BLOCK}.{MEASURED}")
     ended, kl = figure("end_of_speech"), figure("kl_mean")
     words, drift = figure("wer_change_points"), figure("f0_drift_semitones")
     faults = []

@@ -37,22 +37,26 @@ def recording(
     """
     if not hearing.features and not hearing.codes:
         raise InputError("This checkpoint hears no recordings: give it text.")
-    longest = MAX_REFERENCE_SECONDS if hearing.codes else MAX_SECONDS
-    wave, rate = _samples(clip, longest)
+    wave, rate = _samples(clip, longest(hearing))
     return Recording(
         encode(to_rate(wave, rate, sample_rate)) if hearing.codes else None,
         to_rate(wave, rate, HEARING_RATE) if hearing.features else None,
     )
 
 
-def _samples(clip: Clip, longest: float) -> tuple[np.ndarray, int]:
+def longest(hearing: Hearing) -> float:
+    """Seconds of a clip, at most."""
+    return MAX_REFERENCE_SECONDS if hearing.codes else MAX_SECONDS
+
+
+def _samples(clip: Clip, most: float) -> tuple[np.ndarray, int]:
     if not isinstance(clip, tuple):
         source = clip if isinstance(clip, bytes) else Path(clip)
-        return read_clip(source, max_seconds=longest, max_samples=MAX_SAMPLES)
+        return read_clip(source, max_seconds=most, max_samples=MAX_SAMPLES)
     wave, rate = np.asarray(clip[0], dtype=np.float32), clip[1]
-    if wave.ndim != 1 or not 0 < len(wave) <= longest * rate:
+    if wave.ndim != 1 or not 0 < len(wave) <= most * rate:
         raise InputError(
-            f"A recording is mono, [N], of at most {longest:.0f} s, not of shape "
+            f"A recording is mono, [N], of at most {most:.0f} s, not of shape "
             f"{list(wave.shape)} at {rate} Hz."
         )
     if not np.all(np.isfinite(wave)):

@@ -116,11 +116,10 @@ class Higgs:
     @cached_property
     def doubt(self) -> str:
         """What is known against how it is stored; "" if nothing is."""
-        bits, least = doubts.spoken_bits(self.talker), self.talker.LEAST_BITS
         if self.recipe is not None:
-            return doubts.of_recipe(self.recipe, family(self._config), bits, least)
+            return doubts.of_recipe(self.recipe, family(self._config), self.talker)
         path = self.path / "config.json"
-        return doubts.of_config(read_json(path, required=False), bits, least, path)
+        return doubts.of_config(read_json(path, required=False), self.talker, path)
 
 
 def load_codec(folder: Path) -> HiggsCodec:

@@ -154,10 +154,6 @@ class Plan:
         """With more exceptions, which beat those there are."""
         return replace(self, rules=self.rules + rules)
 
-    def doubt(self, least: int) -> str:
-        """What a person should know if less than ``least`` bits are left of what speaks; or ""."""
-        return "" if self.audio is None else few_bits(self.audio.bits, least)
-
     @property
     def name(self) -> str:
         """As ``parse`` reads it; with a ``+`` where there is more to say than it can."""
@@ -193,16 +189,6 @@ class Plan:
 
 
 ORIGINAL = Plan()  # all as it is
-
-
-def few_bits(bits: float, least: int) -> str:
-    """What a person should know of a model with so many of the ``least`` bits it needs; or ""."""
-    if bits >= least:
-        return ""
-    return (
-        f"with {bits:.3g} bits this model is known to miss the end of its speech: "
-        f"{least} or more are safer, 8 are the usual choice"
-    )
 
 
 def in_words(how: Quantization | None) -> str:
@@ -266,6 +252,11 @@ def _check_rules(plan: Plan, allowed: Mapping[str, Any], layers: int) -> None:
             raise InputError(
                 f"{rule.pattern!r} finds no module that may be quantised: the paths are like "
                 f"{some}."
+            )
+        if rule.ends is not None and rule.ends > 1 and 2 * rule.ends >= layers:
+            raise InputError(
+                f"{rule.where.capitalize()} are all of this model, which has {layers}: name fewer, "
+                "or give all the same bits."
             )
 
 

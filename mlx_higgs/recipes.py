@@ -19,7 +19,7 @@ WIDTHS = (3, 4, 5, 6, 8)  # that auto chooses from
 CUSTOM = "custom"  # the name of what has none
 KINDS: dict[str, tuple[type, ...]] = {
     "about": (str,),
-    "bits": (str,),
+    "bits": (int, str),
     "group_size": (int,),
     "mode": (str,),
     "attention": (int, str),
@@ -218,13 +218,13 @@ def _recipe(name: str, table: Any, path: Path) -> Recipe:
 
 def _made(name: str, table: Any) -> Recipe:
     if not isinstance(table, dict):
-        raise InputError("it is no table.")
+        raise InputError("it is no table: write [NAME] above the keys of a recipe.")
     for key, value in table.items():
         if key not in KINDS:
             raise InputError(f"{key!r} means nothing: use {', '.join(KINDS)}.")
         if not isinstance(value, KINDS[key]) or isinstance(value, bool):
             raise InputError(f"{key} is {value!r:.60}.")
-    bits, target = table.get("bits", "none"), table.get("target_bpw")
+    bits, target = str(table.get("bits", "none")), table.get("target_bpw")
     check_auto(bits, target)
     size, mode = table.get("group_size"), table.get("mode", "affine")
     plan = Plan() if bits == AUTO else Plan.parse(bits, size, mode)

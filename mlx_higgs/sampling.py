@@ -43,13 +43,11 @@ class SamplingParams:
     machine: Machine | None = None
 
     def __post_init__(self):
-        for name, kind, allowed, wanted in LIMITS:
+        for name, kind, _, _ in LIMITS:
             value = getattr(self, name)
             if name in ("seed", "machine") and value is None:
                 continue
-            known = isinstance(value, kind) and not isinstance(value, bool)
-            if not known or not allowed(value):
-                raise InputError(f"{name} is {value!r}: it must be {wanted}.")
+            check(name, value)
             if kind is not str:  # numpy's numbers are welcome, too
                 object.__setattr__(self, name, (int if kind is Integral else float)(value))
 
@@ -65,6 +63,17 @@ LIMITS: list[tuple[str, type, Callable[[Any], bool], str]] = [
     ("seed", Integral, lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
     ("machine", str, lambda v: v in get_args(Machine), " or ".join(get_args(Machine))),
 ]
+
+
+def check(name: str, value: Any, called: str = "") -> None:
+    """Raises InputError for a value that a field of `SamplingParams` cannot have.
+
+    Args:
+        called: the field's name where the value was given.
+    """
+    _, kind, allowed, wanted = next(limit for limit in LIMITS if limit[0] == name)
+    if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
+        raise InputError(f"{called or name} is {value!r}: it must be {wanted}.")
 
 
 class FrameKeys(NamedTuple):

@@ -66,14 +66,22 @@ def check(model: Any, ranks: Ranks, chosen: Chosen) -> None:
     if ranks.size in sizes:
         return
     args, works = model.args, ", ".join(map(str, sizes[1:])) or "no number"
-    groups = sorted({how.group_size for how in chosen.values()})
-    among = f", in groups of {groups[0]}," if groups else ""
-    works += ", or smaller groups" if groups else ""
+    groups = sorted(_groups(model, chosen))
+    among = f", in groups of {groups[-1]}," if groups else ""
+    smaller = ", more in smaller groups (mlx_higgs.convert --q-group-size 32)" if groups else ""
     raise InputError(
         f"{ranks.size} ranks cannot share {args.num_attention_heads} heads "
         f"({args.num_key_value_heads} of keys and values) and {args.intermediate_size} columns of "
-        f"the FFNs{among} of this model: {works} can."
+        f"the FFNs{among} of this model: {works} can{smaller}."
     )
+
+
+def _groups(model: Any, chosen: Chosen) -> set[int]:
+    """Weights that share a scale, in the matrices that are cut within their rows."""
+    modules = dict(model.named_modules())
+    cut = [path for path, how in split_modules(model).items() if how == COLUMNS]
+    stored = {modules[path].group_size for path in cut if "scales" in modules[path]}
+    return stored | {chosen[path].group_size for path in cut if path in chosen}
 
 
 def shard(model: Any, ranks: Ranks, chosen: Chosen) -> None:

@@ -22,7 +22,7 @@ from mlx_higgs.server.messages import read_messages
 from mlx_higgs.server.request import SpeechRequest
 from mlx_higgs.server.worker import Worker
 from mlx_higgs.sources import DEMO
-from mlx_higgs.types import Audio, InputError, Spoken
+from mlx_higgs.types import Audio, InputError, Recording, Spoken
 
 VOICE = Path(__file__).parent.parent / "examples" / "voice_prompts" / "en_woman.wav"
 ASK = [{"role": "user", "content": "one two"}]
@@ -168,7 +168,9 @@ def test_a_full_conversation_is_refused(chatty):
         ({"modalities": []}, "text, audio or both"),
         ({"modalities": ["text"], "force_audio_gen": True}, "needs audio"),
         ({"temperature": -1}, "temperature"),
-        ({"max_new_tokens": 0}, "whole number above 0"),
+        ({"max_new_tokens": 0}, "^max_new_tokens is 0: .* whole number above 0"),
+        ({"ras_win_len": -1}, "^ras_win_len is -1"),
+        ({"ras_max_repeat": 0}, "^ras_max_repeat is 0"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(chatty, options, what):
@@ -230,7 +232,9 @@ def test_all_forms_of_a_clip_are_one():
         content = [{"type": "text", "text": "Listen: "}, form]
         (message,) = read_messages([{"role": "user", "content": content}], 24_000)
         text, clip = message.parts
-        assert text == "Listen: "
+        assert isinstance(clip, tuple)
+        clip, rate = clip
+        assert (text, rate) == ("Listen: ", 24_000)
         assert np.allclose(clip, wave, atol=1e-6)
 
 
@@ -240,8 +244,42 @@ def test_paths_and_codes_are_clips():
     (message,) = read_messages([asked], 24_000)
     assert message.role == "system"
     first, second, third = message.parts
-    assert first is second
+    assert np.array_equal(first[0], second[0])
+    assert first[1] == second[1] == 24_000
     assert third.shape == (5, 8)
+
+
+def test_a_clip_keeps_its_rate_and_may_be_as_long_as_is_heard():
+    wave = np.full(61 * 8000, 0.1, np.float32)
+    part = {"type": "audio", "wave": wave, "sampling_rate": 8000}
+    (message,) = read_messages([{"role": "user", "content": part}], 24_000, 300)
+    (found,) = message.parts
+    assert isinstance(found, tuple)
+    found, rate = found
+    assert (len(found), rate) == (len(wave), 8000)
+    for role, longest in (("user", 60), ("assistant", 300)):
+        with pytest.raises(InputError, match=r"messages\[0\].* 61.00 s: .* to 60 s"):
+            read_messages([{"role": role, "content": part}], 24_000, longest)
+
+
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_what_was_heard_is_a_part(chatty, role):
+    """The same as the clip itself, which is encoded on its way."""
+    clip = audio.read_reference(VOICE)[:24_000]
+    prompts = []
+    for part in (chatty.hear((clip, 24_000)), clip):
+        told = [{"role": role, "content": ["one", part]}, *ASK]
+        prompts.append(chatty.start_chat(ChatRequest(told, seed=1))._prompt)
+    first, second = ([p for p in prompt if isinstance(p, Audio)] for prompt in prompts)
+    assert [p.spoken for p in first] == [p.spoken for p in second] == [role == "assistant"]
+    assert np.array_equal(first[0].codes, second[0].codes)
+
+
+def test_what_was_heard_without_codes_is_nothing_an_assistant_said(chatty):
+    heard = Recording(wave=np.zeros(16_000, np.float32))
+    for role, what in (("assistant", "given as codes"), ("user", "encode it first")):
+        with pytest.raises(InputError, match=what):
+            chatty.chat([{"role": role, "content": ["one", heard]}, *ASK])
 
 
 @pytest.mark.parametrize(
@@ -265,6 +303,15 @@ def test_paths_and_codes_are_clips():
         ([{"role": "user", "content": [np.zeros(10)]}], "0.00 s"),
         ([{"role": "user", "content": [np.full(24_000, np.nan)]}], "not numbers"),
         ([{"role": "user", "content": [np.zeros((2, 8))]}], "codes"),
+        ([*ASK, {"role": "user", "content": Path("no.wav")}], r"messages\[1\].*no\.wav does not"),
+        (
+            [*ASK, {"role": "user", "content": [{"type": "audio", "path": "no.wav"}]}],
+            r"messages\[1\].*no\.wav does not",
+        ),
+        ([{"role": "user", "content": [{"type": "audio", "path": 5}]}], "part of type 'audio'"),
+        ([{"role": "user", "content": [Recording()]}], "empty Recording"),
+        ([{"role": "user", "content": [Recording(mx.zeros((2, 8)))]}], "codes"),
+        ([{"role": "user", "content": [Recording(wave=np.zeros((2, 8)))]}], "floats"),
         ([{"role": "user", "content": "x", "recipient": "y"}], "recipient"),
         ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "tool_calls"),
     ],

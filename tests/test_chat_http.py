@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from chatty import FIRST, write_chatty
 from http_client import RATE, StubWorker, error_of, running, tone, wait_until
 
@@ -60,6 +61,15 @@ def post(url: str, **body) -> httpx.Response:
     return httpx.post(url + CHAT, json={"messages": ASK, **body}, timeout=30)
 
 
+def clip_of(wave: np.ndarray, rate: int, name: str | None = "wav") -> list[dict]:
+    """A conversation of a WAV file that is said to be another."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format="WAV", subtype="PCM_16")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": name}}
+    return [{"role": "user", "content": [part]}]
+
+
 # -- whole ----------------------------------------------------------------------------------------
 
 
@@ -102,8 +112,6 @@ def test_an_answer_without_sound_is_content(client, worker):
 
 
 def test_a_clip_is_heard(client, worker):
-    import soundfile
-
     buffer = io.BytesIO()
     soundfile.write(buffer, tone(1), RATE, format="WAV", subtype="PCM_16")
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -116,7 +124,31 @@ def test_a_clip_is_heard(client, worker):
     system, user = worker.requests[0].messages
     assert (system.role, system.parts) == ("system", ("Be brief.",))
     assert user.parts[0] == "What is this?"
-    assert np.allclose(user.parts[1], tone(1), atol=1e-3)
+    clip, rate = user.parts[1]
+    assert rate == RATE
+    assert np.allclose(clip, tone(1), atol=1e-3)
+
+
+def test_a_clip_s_bytes_decide_whatever_it_is_called(url, worker):
+    for name in (None, *chat_fields.HEARD):
+        assert post(url, messages=clip_of(tone(1), RATE, name)).status_code == 200
+    assert all(request.messages[0].parts[0][1] == RATE for request in worker.requests)
+    answer = post(url, messages=clip_of(tone(1), RATE, "aac"))
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["param"] == "messages[0].content"
+    assert all(name in error["message"] for name in chat_fields.HEARD)
+
+
+def test_clips_wait_at_no_more_than_the_codec_s_rate(url, worker):
+    for rate in (2 * RATE, RATE // 3):
+        assert post(url, messages=clip_of(tone(1), rate)).status_code == 200
+    (more, less) = (request.messages[0].parts[0] for request in worker.requests)
+    assert (more[1], less[1]) == (RATE, RATE // 3)
+    assert len(more[0]) == len(tone(1)) // 2
+    answer = post(url, messages=clip_of(np.tile(tone(1), 31), RATE))
+    assert answer.status_code == 400
+    assert "30 s" in error_of(answer)["message"]
 
 
 def test_a_conversation_goes_on_by_the_id_of_its_audio(client, worker):

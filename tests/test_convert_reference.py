@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from convert.reference import (
 )
 from convert.reference_v3 import QwenTalker, is_v3
 from convert.tiny import write_checkpoint, write_codec
+from convert.tiny_chat import write_talkative
 from mlx_higgs.types import CheckpointError
 
 torch = pytest.importorskip("torch", reason="the reference gates need torch")
@@ -97,3 +100,13 @@ def test_resampling_keeps_a_tone() -> None:
     assert len(resampled) == 16_000
     # 2e-4 is the ripple of a Hann-windowed sinc this short
     assert (resampled - tone(16_000))[100:-100].abs().max() < 5e-4
+
+
+def test_tiny_chat_is_a_command(tmp_path: Path) -> None:
+    """From a folder of its own, with the same numbers as from Python."""
+    script = Path(__file__).parent.parent / "convert" / "tiny_chat.py"
+    made = [sys.executable, str(script), str(tmp_path / "said"), "--seed", "3", "--ends", "5"]
+    subprocess.run(made, cwd=tmp_path, check=True)
+    write_talkative(tmp_path / "ours", seed=3, ends=5)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        assert (tmp_path / "said" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()

@@ -401,6 +401,8 @@ BAD = {
     "no candidate": (["--reference", "demo"], "at least one --candidate"),
     "no such model": ([*PAIR, "nowhere"], "no folder nowhere"),
     "no such recipe": ([*PAIR, "demo@q9x"], "'q9x' is no way to quantise"),
+    "no recipe": ([*PAIR, "demo@"], "demo@ lacks the recipe's name"),
+    "no model": ([*PAIR, "@q8"], "@q8 lacks the model's name"),
     "no such width": ([*PAIR, "demo@7"], "no bits 7"),
     "measured first": ([*PAIR, "demo@mixed-4.5"], "Convert first"),
     "quantised twice": ([*PAIR, "small@q8"], "quantised already"),

@@ -109,15 +109,32 @@ def test_cautions_are_of_a_kind_of_model():
     assert not load("demo", read_now=False).doubt
     for name, recipe in shipped().items():
         assert set(recipe.cautions) <= {"v2", "v3"}, name
-    assert doubts.of_recipe(of("q4"), "v3", 4.0, 5)
+    assert "never ends" in doubts.of_recipe(of("q4"), "v3", talker(None))
 
 
 def test_few_bits_are_doubted_where_a_model_needs_more():
     mixed = Recipe("mine")
-    assert "with 4.4 bits" in doubts.of_recipe(mixed, "v3", 4.4, 5)
-    assert not doubts.of_recipe(mixed, "v3", 5.0, 5)
-    assert not doubts.of_recipe(mixed, "v2", 2.0, 0)
-    assert not doubts.of_recipe(mixed, "v3", None, 5)  # nothing that speaks is rounded
+    for bits in (2, 3, 4):
+        said = doubts.of_recipe(mixed, "v2", talker(bits))
+        assert f"with {bits} bits" in said
+        assert "seed" in said
+    assert not doubts.of_recipe(mixed, "v2", talker(5))
+    assert not doubts.of_recipe(mixed, "v2", talker(None))  # nothing that speaks is rounded
+
+
+def talker(bits: int | None):
+    return load("demo", quantize=None if bits is None else str(bits), read_now=False).talker
+
+
+def test_what_calibration_found_counts_more_than_bits(tmp_path: Path):
+    few = talker(4)
+    for kl, weak in ((0.02, False), (0.05, True)):
+        config = {"mlx_higgs": {"recipe": "mine", "calibration": {"kl": kl}}}
+        said = doubts.of_config(config, few, tmp_path)
+        assert bool(said) == weak
+        assert not weak or "0.05 nat" in said
+    with pytest.raises(CheckpointError, match=r"calibration\.kl is 'low'"):
+        doubts.of_config({"mlx_higgs": {"calibration": {"kl": "low"}}}, few, tmp_path)
 
 
 @pytest.mark.parametrize(

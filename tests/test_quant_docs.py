@@ -12,6 +12,10 @@ import pytest
 from mlx_higgs.doubts import LEAST_ENDED, MOST_DRIFT, MOST_KL, MOST_WORDS
 from mlx_higgs.evaluate.quant_markdown import MODELS, markdown_sizes
 from mlx_higgs.evaluate.quant_sizes import sizes
+from mlx_higgs.loading import open_model
+from mlx_higgs.quantization import quantizable
+from mlx_higgs.recipes import find
+from mlx_higgs.sources import DEMO
 
 PAGE = (Path(__file__).parent.parent / "docs" / "quantization.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -46,6 +50,18 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch, capsys):
         assert capsys.readouterr().out or "--recipe" in line
     assert (tmp_path / "choose.png").is_file()
     assert '"measured"' in (tmp_path / "higgs-q6" / "config.json").read_text()
+
+
+def test_the_recipe_of_one_s_own_is_read(tmp_path: Path):
+    (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.toml").write_text(block, encoding="utf-8")
+    recipe = find(str(tmp_path / "mine.toml"))
+    chosen = quantizable(open_model(DEMO), recipe.plan)
+    bits = {path: how.bits for path, how in chosen.items()}
+    assert bits["layers.1.self_attn.q_proj"] == 6
+    assert bits["layers.0.self_attn.q_proj"] == 8
+    assert bits["layers.1.audio_mlp.down_proj"] == 5
+    assert bits["layers.1.audio_mlp.up_proj"] == 4
 
 
 def test_the_bytes_are_what_the_command_prints():

@@ -86,7 +86,7 @@ def test_sizes_that_work_divide_heads_columns_and_groups():
     assert working_sizes(model, chosen) == [1]
     with pytest.raises(InputError, match=r"4 ranks cannot share 6 heads .* 2 can"):
         check(model, Ranks(0, 4), {})
-    with pytest.raises(InputError, match=r"in groups of 64, .* smaller groups can"):
+    with pytest.raises(InputError, match=r"groups of 64, .* no number can, more in smaller"):
         check(model, Ranks(0, 2), chosen)
 
 

@@ -26,6 +26,7 @@ from mlx_higgs.pieces import Chunking
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 4.0  # of each voice's clip
+TOGETHER = {"distributed.md"}  # for several processes: test_distributed_docs.py runs them
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Blocks that .ci/run runs in fresh environments, and lines that need what no test has.
@@ -43,6 +44,8 @@ def blocks(language: str) -> list:
     found = []
     seen = set()
     for page in PAGES:
+        if page.name in TOGETHER:
+            continue
         for index, (name, body) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
             if name == language and body not in seen:
                 found.append(pytest.param(body, id=f"{page.name}-{index}"))

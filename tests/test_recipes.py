@@ -130,8 +130,12 @@ def test_bits_per_weight_before_and_after(tmp_path: Path, seed: int, name: str):
 @pytest.fixture
 def model(seed: int) -> Any:
     mx.random.seed(seed)
+    return with_layers(EVEN["num_hidden_layers"])
+
+
+def with_layers(layers: int) -> Any:
     config = json.loads((DEMO / "config.json").read_text()) | EVEN
-    return build_model(config, text_head=True)
+    return build_model(config | {"num_hidden_layers": layers}, text_head=True)
 
 
 def test_a_later_rule_beats_an_earlier(model: Any):
@@ -152,11 +156,17 @@ def test_a_later_rule_beats_an_earlier(model: Any):
     assert {bits[f"layers.{i}.self_attn.v_proj"] for i in range(4)} == {3}
 
 
-@pytest.mark.parametrize("ends", [1, 2, 9])
-def test_layers_at_either_end(model: Any, ends: int):
-    chosen = quantizable(model, Plan(Q4, Q4).but(Rule(how=Q8, ends=ends)))
+@pytest.mark.parametrize(("ends", "layers"), [(1, 1), (1, 2), (1, 4), (2, 5), (2, 6)])
+def test_layers_at_either_end(ends: int, layers: int):
+    chosen = quantizable(with_layers(layers), Plan(Q4, Q4).but(Rule(how=Q8, ends=ends)))
     eight = {path.split(".")[1] for path, how in chosen.items() if how == Q8}
-    assert eight == {str(i) for i in range(4) if min(i, 3 - i) < ends}
+    assert eight == {str(i) for i in range(layers) if min(i, layers - 1 - i) < ends}
+
+
+@pytest.mark.parametrize("ends", [2, 3, 9])
+def test_ends_that_are_all_layers_are_refused(ends: int):
+    with pytest.raises(InputError, match=f"last {ends} layers are all of this .* has 4: "):
+        quantizable(with_layers(4), Plan(Q4, Q4).but(Rule(how=Q8, ends=ends)))
 
 
 @pytest.mark.parametrize("shape", ["v2-3b", "v3-4b"])
@@ -318,6 +328,9 @@ def test_auto_and_calibration():
         ("--q-attention 7", "no bits 7"),
         ("--q-first-last 0:8", "1 or more"),
         ("--q-first-last some:8", "N:BITS"),
+        ("--q-first-last 9:8", "which has 5"),
+        ("--list-recipes --recipe nope", "leave out --recipe nope"),
+        ("--list-recipes -q --q-bits 4", "leave out -q, --q-bits 4"),
         ("--q-bits auto", "--target-bpw"),
         ("--target-bpw 4.5", "--q-bits auto"),
         ("--q-bits 4 --target-bpw 4.5", "--q-bits auto"),
@@ -374,7 +387,7 @@ def test_a_file_of_ones_own(tmp_path: Path, seed: int):
     [
         ("", "no recipe"),
         ("bits = 8", "no table"),
-        ("[a]\nbits = 8", "bits is 8"),
+        ("[a]\nbits = 8.5", "bits is 8.5"),
         ('[a]\nbits = "9"', "no bits 9"),
         ('[a]\nbite = "8"', "'bite' means nothing"),
         ('[a]\nbits = "auto"', "--target-bpw"),
@@ -427,7 +440,7 @@ def stubbed(monkeypatch) -> list[dict]:
         chosen = quantizable(model, Plan(Q4, Q4).but(Rule("o_proj", Q8)))
         quantised(model, Plan.exact(chosen))
         mx.eval(model.parameters())
-        record = {"method": "dwq", "kl_before": 0.12, "kl_after": 0.05, "passages": 7}
+        record = {"method": "dwq", "kl_plain": 0.2, "kl": 0.05, "passages": 7}
         return SimpleNamespace(chosen=chosen, record=record)
 
     monkeypatch.setattr(calibrated, "calibrate", calibrate)
@@ -443,15 +456,18 @@ def test_what_was_measured_is_written_and_recorded(tmp_path: Path, monkeypatch, 
     (call,) = stubbed
     assert call["samples"] == ["one two", "three four"]
     assert (call["method"], call["target_bpw"]) == (shipped()["mixed-4.5"].calibrate, 4.5)
-    assert "expected peak" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected peak" in said
+    assert "0.05 nat a code off on held-out passages, 0.2 as MLX rounds" in said
+    assert "warning: held-out speech was 0.05 nat a code off" in said
     config = json.loads(Path("out/config.json").read_text())
     assert config["mlx_higgs"]["recipe"] == "mixed-4.5"
-    assert config["mlx_higgs"]["calibration"]["kl_after"] == 0.05
+    assert config["mlx_higgs"]["calibration"]["kl"] == 0.05
     assert config["quantization"]["bits"] == 4
     assert config["quantization"]["layers.0.self_attn.o_proj"]["bits"] == 8
     card = Path("out/README.md").read_text()
     assert "--calibration-samples 2 --calibration-seed 0" in card
-    assert "kl after 0.05" in card
+    assert "kl 0.05" in card
     bits = {m.bits for _, m in load_model(Path("out")).named_modules() if "scales" in m}
     assert bits == {4, 8}
 

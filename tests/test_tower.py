@@ -41,7 +41,7 @@ from mlx_higgs.prompts.chatml import Turn
 from mlx_higgs.prompts.heard import STRETCH_FRAMES
 from mlx_higgs.prompts.v2 import PromptBuilder
 from mlx_higgs.quantization import Plan, Quantization
-from mlx_higgs.server import HiggsAudioServer
+from mlx_higgs.server import HiggsAudioServer, prompting
 from mlx_higgs.sources import DEMO
 from mlx_higgs.train.data.conversation import Clip, Conversation, Message
 from mlx_higgs.train.methods import prepare
@@ -507,6 +507,29 @@ def test_the_server_hears(listening: HiggsAudioServer, seed: int):
     assert (len(heard.codes), len(heard.wave)) == (25, 16_000)
     prompt = listening.higgs.prompts.render([listening.higgs.prompts.turn("user", [heard])])  # type: ignore[attr-defined]
     assert [type(part) for part in prompt] == [Text, Heard, Audio, Text]
+
+
+def test_a_model_that_only_reads_does_not_listen(monkeypatch):
+    """Said before anything is encoded."""
+    server = HiggsAudioServer(load(GOLDEN.parent / "tiny_v3", codec=DEMO / "codec"))
+    monkeypatch.setattr(server.known, "codes", lambda wave: pytest.fail("it was encoded"))
+    with pytest.raises(InputError, match=r"^This model does not listen\. Higgs v3") as refused:
+        server.hear((np.ones(24_000, np.float32), 24_000))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chat_hears_minutes_where_no_codes_are_needed(tmp_path: Path, monkeypatch):
+    """Its samples are brought to 16 kHz once, from their own rate."""
+    speaker = HiggsAudioServer(load(write_listener(tmp_path / "features", seed=2, codes=False)))
+    wave = noise(np.random.default_rng(3), 61 * 8000)
+    monkeypatch.setattr(prompting, "to_rate", lambda *_: pytest.fail("it was resampled"))
+    told = [{"role": "user", "content": [{"type": "audio", "wave": wave, "sampling_rate": 8000}]}]
+    (turn,) = prompting.turns(told, speaker.higgs, speaker.known)
+    (heard,) = turn.parts
+    assert heard.codes is None
+    assert np.array_equal(heard.wave, speaker.hear((wave, 8000)).wave)
+    with pytest.raises(InputError, match="to 60 s"):
+        prompting.turns([told[0] | {"role": "assistant"}], speaker.higgs, speaker.known)
 
 
 def test_the_demo_hears_codes(server: HiggsAudioServer, seed: int):

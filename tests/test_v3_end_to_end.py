@@ -353,7 +353,6 @@ def test_quantised_while_loading_is_doubted_alike(folder: Path, work: Path, caps
     for bits, doubted in (("4", True), ("8", False)):
         assert generate([*said, "--quantize", bits]) == 0
         assert ("is known to be weak" in capsys.readouterr().err) == doubted
-    assert not Plan.parse("4").doubt(v2.Model.LEAST_BITS)
 
 
 # -- training -------------------------------------------------------------------------------------

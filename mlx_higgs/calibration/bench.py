@@ -112,6 +112,7 @@ class Bench:
     def give_up(self) -> None:
         """Leave the model as it was."""
         self.model.update(tree_unflatten(list(self._original.items())))
+        self.replace_exact()
 
 
 def inputs_of(bench: Bench, paths: Sequence[str], batch: Batch) -> dict[str, mx.array]:

@@ -86,16 +86,21 @@ def calibrate(
     try:
         table = _table(bench, plan, work_on, target_bpw, widths, watch)
         held_out = Passages(model, judge_on)
+        _check_fitted(bench, table, wanted)
         plain = bench.plain(table)
         before = _judged(bench, plain, held_out)
         rounded = _calibrated(bench, table, plain, work_on, wanted, seed, watch)
         after = _judged(bench, rounded, held_out)
-        bench.finish(rounded)
+        if kept := after <= before:
+            bench.finish(rounded)
+        else:  # too little to learn from: plainly rounded it is better
+            bench.give_up()
+            bench.finish(plain)
     except BaseException:
         bench.give_up()
         raise
     record = {
-        "method": "+".join(wanted) or None,
+        "method": "+".join(wanted) or None if kept else None,
         "target_bpw": target_bpw,
         "bits_per_weight": round(bits_per_weight(bench, table), 4),
         "widths": sorted({how.bits for how in table.values()}),
@@ -105,9 +110,21 @@ def calibrate(
         "held_out_passages": len(judge_on),
         "held_out_frames": held_out.num_frames,
         "kl_plain": before,
-        "kl": after,
+        "kl": min(before, after),
     }
+    if not kept:
+        record |= {"tried": "+".join(wanted), "kl_tried": after}
     return Calibrated(table, record)
+
+
+def _check_fitted(bench: Bench, table: Mapping[str, Quantization], wanted: Sequence[str]) -> None:
+    """Raises InputError where a method would find nothing that it can fit."""
+    if wanted and not any(bench.fitted(path, how) for path, how in table.items()):
+        modes = ", ".join(sorted({how.mode for how in table.values()}))
+        raise InputError(
+            f"{'+'.join(wanted)} fits linear layers in affine steps, and there are none (mode "
+            f"{modes}): leave --calibrate out, or take --q-mode affine."
+        )
 
 
 def bits_per_weight(bench: Bench, table: Mapping[str, Quantization]) -> float:

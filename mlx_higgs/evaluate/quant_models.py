@@ -66,6 +66,9 @@ class Entry:
         source, asked = name, ""
         if AT in name and not is_folder(name):
             source, _, asked = name.rpartition(AT)
+            if not (source and asked):
+                what = "the recipe's name" if source else "the model's name"
+                raise InputError(f"{name} lacks {what}: write MODEL{AT}RECIPE.")
         recipe = at_once(read(asked or "none"), source)
         folder = resolve(source)
         label = folder.resolve().name if is_folder(source) else source

@@ -46,6 +46,7 @@ class SpeechModel(Protocol):
     NORMALIZE: ClassVar[bool]  # whether it was trained on normalised texts
     ORIGIN: ClassVar[Origin]
     LEAST_BITS: ClassVar[int]  # of what speaks: with fewer, its speech is known to suffer
+    FEW_BITS: ClassVar[str]  # as is known of fewer
 
     args: Any
     layers: list[nn.Module]  # whose parts may have a SPLIT: how ``shard`` cuts their matrices

@@ -171,7 +171,8 @@ class Model(Talker):
         "Boson Higgs Audio v3 Research and Non-Commercial License",
         ("bosonai/higgs-tts-3-4b", "bosonai/higgs-audio-v3-tts-4b"),
     )
-    LEAST_BITS = 5  # users of 4 report speech that never ends
+    LEAST_BITS = 5
+    FEW_BITS = "users of 4 report speech that never ends"
 
     def __init__(self, args: ModelArgs):
         super().__init__()

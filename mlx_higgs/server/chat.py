@@ -15,7 +15,7 @@ from ..frames import MAX_IDENTICAL_ROWS
 from ..loading import Higgs
 from ..memory import bounded
 from ..prefix import PrefixCache, positions
-from ..sampling import SamplingParams
+from ..sampling import SamplingParams, check
 from ..streaming import MAX_SILENCE, SpeechStream
 from ..types import Answer, AnswerChunk, Audio, GenerationError, InputError, Spoken, StopReason
 from ..voices import Reference
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from ..types import Voice
 
 MODALITIES = ("text", "audio")
+OWN_NAMES = {  # field of a request -> of SamplingParams
+    "max_new_tokens": "max_frames",
+    "ras_win_len": "ras_window",
+    "ras_max_repeat": "ras_max_repeats",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,9 @@ class ChatRequest:
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The checkpoint's defaults, with this request's choices and a seed."""
+        for field, name in OWN_NAMES.items():
+            if (value := getattr(self, field)) is not None:
+                check(name, value, field)
         return settled(
             defaults,
             self.seed,

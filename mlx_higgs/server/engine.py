@@ -133,7 +133,7 @@ class HiggsAudioServer:
         return self.known.prepare(path, text)
 
     def hear(self, clip: Clip) -> Recording:
-        """A clip for a turn of a user (``prompts.turn``), by what this checkpoint needs of it.
+        """A clip for a message of a user (``chat``), by what this checkpoint needs of it.
 
         Args:
             clip: a file, the bytes of one, or mono samples ``[N]`` and their rate.

@@ -15,7 +15,7 @@ from .. import audio
 from ..hearing import Clip, recording
 from ..loading import Higgs
 from ..prefix import ClipCodes, PrefixCache, fingerprint, stored_as, voice_folder
-from ..types import HEARING_RATE, Profile, Recording, Voice
+from ..types import HEARING_RATE, InputError, Profile, Recording, Voice
 from ..voices import Reference, no_transcript, reference
 from .request import SpeechRequest, check_clips, references
 
@@ -88,6 +88,8 @@ class KnownVoices:
         Raises:
             InputError: a clip that cannot be used, or a checkpoint that hears none.
         """
+        if why := self._higgs.prompts.NO_CHAT:
+            raise InputError(f"This model does not listen. {why}")
         hearing, rate = self._higgs.talker.hearing, self._higgs.codec.sample_rate
         return recording(clip, hearing, rate, self.codes)
 

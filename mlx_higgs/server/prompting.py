@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
+from ..audio import to_rate
+from ..hearing import longest
 from ..loading import Higgs
 from ..text import normalize
 from ..types import Prompt, Recording
 from .known import KnownVoices
-from .messages import read_messages
+from .messages import Part, read_messages
 from .request import SpeechRequest
 
 
@@ -56,15 +57,15 @@ def turns(messages: Sequence[Any], higgs: Higgs, known: KnownVoices) -> list[Any
     """
     rate = higgs.codec.sample_rate
 
-    def part(said: str | np.ndarray, own: bool) -> str | mx.array | Recording:
-        if isinstance(said, str):
+    def part(said: Part, own: bool) -> str | mx.array | Recording:
+        if isinstance(said, (str, Recording)):  # of an assistant's, the prompt takes the codes
             return said
-        if said.ndim == 2:
+        if not isinstance(said, tuple):
             return mx.array(said)
-        return known.codes(said) if own else known.hear((said, rate))
+        return known.codes(to_rate(*said, rate)) if own else known.hear(said)
 
     found = []
-    for message in read_messages(messages, rate):
+    for message in read_messages(messages, rate, longest(higgs.talker.hearing)):
         parts = [part(said, own=message.role == "assistant") for said in message.parts]
         found.append(higgs.prompts.turn(message.role, parts, message.recipient))
     return found

@@ -6,8 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ...audio import MAX_REFERENCE_SECONDS, to_rate
 from ...delivery import EXACT, STEADY, Delivery
 from ...types import InputError
 from ..chat import ChatRequest
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .answers import Answers
 
 FORMATS = {"wav": "wav", "mp3": "mp3", "flac": "flac", "opus": "opus", "pcm16": "pcm"}
+HEARD = ("wav", "mp3", "flac", "ogg", "opus")  # that a clip may say it is
 DEFAULT_FORMAT, DEFAULT_STREAMED = "wav", "pcm16"
 MAX_MESSAGES, MAX_PARTS, MAX_CLIPS = 64, 16, 8
 MAX_TEXTS = 4  # times what one text may hold, in all messages together
@@ -78,7 +78,8 @@ def _messages(settings: Settings) -> Schema:
         "type": "object",
         "properties": {
             "data": {"type": "string", "minLength": 1, "maxLength": settings.max_body_bytes},
-            "format": nullable({"type": "string", "maxLength": 16}),
+            "format": nullable({"type": "string", "enum": list(HEARD)})
+            | {"description": "The first bytes decide."},
         },
         "required": ["data"],
     }
@@ -253,23 +254,26 @@ def _conversation(body: dict[str, Any], state: Any) -> list[Message]:
         raise ApiError(400, "A message holds a NUL character: leave it out.", param="messages")
     if clips > MAX_CLIPS:
         raise ApiError(400, f"The messages hold more than {MAX_CLIPS} clips.", param="messages")
-    plain, kept = [], []
+    plain = []
     for message in body["messages"]:
-        known = _kept(message, state.answers)
-        kept.append(known)
         rest = {key: value for key, value in message.items() if key != "audio"}
-        plain.append(known or rest)
+        plain.append(_kept(message, state.answers) or rest)
+    rate = state.worker.defaults.sample_rate
+    longest = min(settings.max_reference_seconds, MAX_REFERENCE_SECONDS)
     try:
-        read = read_messages(plain, state.worker.defaults.sample_rate)
+        read = read_messages(plain, rate, longest)
     except InputError as error:
         raise ApiError(400, str(error), param="messages") from error
-    longest = settings.max_reference_seconds * state.worker.defaults.sample_rate
-    for message, known in zip(read, kept, strict=True):
-        waves = [part for part in message.parts if isinstance(part, np.ndarray) and part.ndim == 1]
-        if known is None and any(len(wave) > longest for wave in waves):
-            seconds = f"{settings.max_reference_seconds:g} s"
-            raise ApiError(400, f"A clip is longer than {seconds}.", param="messages")
-    return read
+    return [_slim(message, rate) for message in read]
+
+
+def _slim(message: Message, rate: int) -> Message:
+    """Its clips at no more than a codec's rate: it may wait for a while, and others with it."""
+    parts = [
+        (to_rate(*part, rate), rate) if isinstance(part, tuple) and part[1] > rate else part
+        for part in message.parts
+    ]
+    return replace(message, parts=tuple(parts))
 
 
 def _contents(messages: list[dict[str, Any]]) -> tuple[list[str], int]:
