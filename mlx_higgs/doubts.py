@@ -14,6 +14,7 @@ from typing import Any
 
 from .recipes import Recipe
 from .types import CheckpointError
+from .weights import num_weights
 
 BLOCK = "mlx_higgs"  # ours in config.json
 MEASURED, CALIBRATION, CAUTION, RECIPE = "measured", "calibration", "caution", "recipe"
@@ -77,8 +78,8 @@ def spoken_bits(model: Any) -> float | None:
     bits = weights = 0
     for path, module in model.named_modules():
         if "scales" in module and not re.fullmatch(model.TEXT_SIDE, path):
-            stored = 32 * module.weight.size  # packed into words of 32 bits
-            bits, weights = bits + stored, weights + stored // module.bits
+            bits += 32 * module.weight.size  # packed into words of 32 bits
+            weights += num_weights(module)
     return bits / weights if weights else None
 
 

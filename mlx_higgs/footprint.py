@@ -25,7 +25,7 @@ from .ranks import ALONE, Ranks
 from .recipes import Recipe, at_once, of, read
 from .shard import check, split_modules
 from .types import FRAME_RATE, InputError
-from .weights import named_arrays
+from .weights import nbytes, num_weights
 
 AUTO = "auto"  # as a plan: the best that fits
 SPEECH, REFERENCE = 60.0, 30.0  # seconds that an expected peak is for
@@ -132,11 +132,8 @@ def _weights(model: Any, plan: Plan, ranks: Ranks) -> dict[str, int]:
 def _size(module: Any, how: Quantization | None) -> int:
     """Bytes of a module, stored as ``how`` says."""
     if how is None:
-        return sum(array.nbytes for array in named_arrays(module).values())
-    groups = module.weight.size // how.group_size
-    # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
-    scales = 2 * module.weight.itemsize if how.mode == "affine" else 1
-    return module.weight.size * how.bits // 8 + groups * scales
+        return nbytes(module)
+    return how.nbytes(module.weight.size, module.weight.itemsize)
 
 
 def bits_per_weight(model: Any, plan: Plan = ORIGINAL) -> float:
@@ -148,13 +145,9 @@ def bits_per_weight(model: Any, plan: Plan = ORIGINAL) -> float:
     chosen = quantizable(model, plan)
     size = count = 0
     for path, module in model.named_modules():
-        if "scales" in module:
-            count += 32 * module.weight.size // module.bits  # packed into words of 32 bits
-        elif model.quant_predicate(path, module):
-            count += module.weight.size
-        else:
-            continue
-        size += _size(module, chosen.get(path))
+        if "scales" in module or model.quant_predicate(path, module):
+            count += num_weights(module)
+            size += _size(module, chosen.get(path))
     return 8 * size / count
 
 
@@ -177,10 +170,7 @@ def _prompt(model: Any, streams: int, parts: int) -> dict[str, int]:
 
 
 def _codec(config: CodecConfig) -> tuple[int, int]:
-    decoder, encoder = (
-        sum(array.nbytes for array in named_arrays(part(config)).values())
-        for part in (CodecDecoder, CodecEncoder)
-    )
+    decoder, encoder = (nbytes(part(config)) for part in (CodecDecoder, CodecEncoder))
     narrowest = config.decoder_width // 2 ** len(config.strides)
     window = DECODE_BUFFERS * DECODE_FRAMES * config.hop * narrowest * 4
     wave = ENCODE_BUFFERS * round(REFERENCE * config.sample_rate) * config.encoder_width * 4

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,23 +217,13 @@ class Helper(Ledger):
         sync(self._unfinished)
 
 
-@contextmanager
-def shared_ledger(folder: Path, ranks: Ranks) -> Iterator[Ledger]:
+def shared_ledger(folder: Path, ranks: Ranks) -> AbstractContextManager[Ledger]:
     """The folder held by rank 0, with the others as helpers.
 
     Raises:
         InputError: as ``Ledger``, or a folder that not all ranks see.
     """
-    with ExitStack() as held:
-        ledger = None
-        with ranks.together():
-            if ranks.first:
-                ledger = held.enter_context(Ledger(folder))
-        ranks.check_shared(folder)
-        with ranks.together():
-            ledger = ledger or Helper(folder)
-        assert ledger is not None
-        yield ledger
+    return ranks.holding(folder, lambda: Ledger(folder), lambda: nullcontext(Helper(folder)))
 
 
 def _line(entry: Entry) -> bytes:

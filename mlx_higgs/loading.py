@@ -36,7 +36,7 @@ from .sources import (
     why_no_chat,
 )
 from .types import CheckpointError, InputError
-from .weights import load_tensors, named_arrays, read_json, weight_files
+from .weights import load_tensors, named_arrays, nbytes, read_json, weight_files
 
 if TYPE_CHECKING:
     from .codec import HiggsCodec
@@ -298,7 +298,7 @@ def read_weights(model: Any) -> None:
 
     The largest come first, while their sources add to almost nothing.
     """
-    for module in sorted(leaves(model).values(), key=_nbytes, reverse=True):
+    for module in sorted(leaves(model).values(), key=nbytes, reverse=True):
         mx.eval(module.parameters())
         mx.clear_cache()  # Metal keeps freed buffers, here the sources', for reuse
     mx.eval(model.parameters())
@@ -307,7 +307,3 @@ def read_weights(model: Any) -> None:
 def leaves(model: nn.Module) -> dict[str, Any]:
     """Path -> module of those that hold the weights."""
     return {path: module for path, module in model.named_modules() if not module.children()}
-
-
-def _nbytes(module: nn.Module) -> int:
-    return sum(value.nbytes for value in named_arrays(module).values())

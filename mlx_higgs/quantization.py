@@ -57,6 +57,12 @@ class Quantization:
         _check(mode, "group size", group_size, groups)
         return cls(bits, group_size, mode)
 
+    def nbytes(self, weights: int, itemsize: int) -> int:
+        """Bytes that so many weights of ``itemsize`` bytes take, with their scales and biases."""
+        # affine: a scale and a bias in the weights' own dtype; the float modes: a byte
+        scales = 2 * itemsize if self.mode == "affine" else 1
+        return weights * self.bits // 8 + weights // self.group_size * scales
+
     def config(self) -> dict:
         """The ``quantization`` block of mlx-lm's config."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}

@@ -9,11 +9,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .types import HiggsError, InputError
 
@@ -29,6 +29,7 @@ LAUNCHED = (
 )
 BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]", "[distributed]")  # how their errors begin
 TOKEN = ".seen-by-all"
+T = TypeVar("T")
 
 
 class Elsewhere(HiggsError):  # noqa: N818 - this is no error here
@@ -97,6 +98,28 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here."""
         self.gathered([0])
+
+    @contextmanager
+    def holding(
+        self,
+        folder: Path,
+        hold: Callable[[], AbstractContextManager[T]],
+        join: Callable[[], AbstractContextManager[T]],
+    ) -> Iterator[T]:
+        """A folder that rank 0 holds first, and the others join then.
+
+        Raises:
+            InputError: what these raise, or a folder that not all ranks see.
+        """
+        with ExitStack() as held:
+            mine = None
+            with self.together():
+                if self.first:
+                    mine = held.enter_context(hold())
+            self.check_shared(folder)
+            with self.together():
+                mine = held.enter_context(join()) if mine is None else mine
+            yield mine
 
     @contextmanager
     def together(self) -> Iterator[None]:

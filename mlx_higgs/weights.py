@@ -98,6 +98,18 @@ def named_arrays(module: Any) -> dict[str, mx.array]:
     return dict(tree_flatten(module.parameters()))
 
 
+def nbytes(module: Any) -> int:
+    """Bytes of all parameters of an ``nn.Module``."""
+    return sum(array.nbytes for array in named_arrays(module).values())
+
+
+def num_weights(module: Any) -> int:
+    """Weights that a module without children stands for, however it stores them."""
+    if "scales" in module:
+        return 32 * module.weight.size // module.bits  # packed into words of 32 bits
+    return sum(array.size for array in named_arrays(module).values())
+
+
 def load_tensors(
     paths: Iterable[Path], wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, mx.array]:

@@ -15,7 +15,7 @@ from ..server import HiggsAudioServer, SpeechRequest
 from ..train.samples import IGNORED, ROW, Sample
 from ..types import GenerationError, InputError, Prompt, Text
 from ..vocabulary import draw_sentences, draw_texts
-from ..voices import SUFFIXES, reference
+from ..voices import clips_in, reference
 from .watching import Watch, unwatched
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ def recorded(higgs: Higgs, folder: Path, *, watch: Watch = unwatched) -> list[Sa
     Raises:
         InputError: no folder, no sound file in it, or one that cannot be used.
     """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
-    clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not clips:
-        raise InputError(f"There is no sound file in {folder} (NAME.wav with NAME.txt).")
+    clips = clips_in(folder)
     server = HiggsAudioServer(higgs, voice_cache=None)
     delay, rate = higgs.model.delay, higgs.codec.sample_rate
     samples = []

@@ -92,8 +92,4 @@ def unpack(weight: np.ndarray, bits: int) -> np.ndarray:
 
 def stored_bits(shape: tuple[int, ...], how: Quantization, dtype: mx.Dtype) -> int:
     """Bits that a matrix of ``shape`` takes, with its scales (and biases) of ``dtype``."""
-    size = int(np.prod(shape))
-    groups = size // how.group_size
-    if how.mode == "affine":
-        return size * how.bits + groups * 2 * 8 * dtype.size
-    return size * how.bits + groups * 8  # one byte each
+    return 8 * how.nbytes(int(np.prod(shape)), dtype.size)

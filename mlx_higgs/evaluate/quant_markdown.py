@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .quant_report import Column, QuantReport
+from .quant_report import Column, QuantReport, number
 from .quant_sizes import Size
 
 MODELS = (
@@ -61,10 +61,10 @@ def _cells(column: Column) -> list[str]:
         f"{near.top1:.1%}" if near else NONE,
         f"{forced.ending.error_mean:.4f}" if forced else NONE,
         f"{spoken.runs - spoken.unended} of {spoken.runs}" if spoken else NONE,
-        _number(spoken and spoken.length_ratio, ".3f"),
-        _number(spoken and spoken.f0_drift_semitones, "+.2f"),
-        _number(spoken and spoken.similarity, ".2f"),
-        _number(spoken and spoken.wer, ".1%"),
+        number(spoken and spoken.length_ratio, ".3f"),
+        number(spoken and spoken.f0_drift_semitones, "+.2f"),
+        number(spoken and spoken.similarity, ".2f"),
+        number(spoken and spoken.wer, ".1%"),
         f"{change.points:+.1f} ({change.low:+.1f} to {change.high:+.1f})" if change else NONE,
     ]
 
@@ -72,7 +72,3 @@ def _cells(column: Column) -> list[str]:
 def _size_cells(size: Size) -> list[str]:
     parts = [f"{part / 1e9:.3f}" for part in (size.disk, size.memory, size.frame)]
     return [size.shape, size.recipe, f"{'~' if size.about else ''}{size.bits:.2f}", *parts]
-
-
-def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..footprint import bits_per_weight
 from ..loading import Higgs, load, open_model
 from ..memory import gigabytes, machine_limit, on_cpu
 from ..models.snapshot import Snapshot
@@ -14,7 +15,7 @@ from ..quantization import Plan
 from ..recipes import Recipe, at_once, read
 from ..sources import DEFAULT_MODEL, has_text_head, prompt_class, resolve
 from ..types import InputError, Prompt
-from ..weights import named_arrays, read_json, weight_files
+from ..weights import nbytes, num_weights, read_json, weight_files
 from .quant_floats import as_floats
 from .reads import frame_bytes
 
@@ -181,37 +182,15 @@ def storage(entry: Entry, model: SpeechModel) -> Storage:
     Args:
         model: not fused; its weights may still be on disk.
     """
-    disk = _nbytes(model)
+    disk = nbytes(model)
     if entry.recipe.plan == Plan():
         disk = sum(path.stat().st_size for path in weight_files(entry.folder))
     return Storage(disk, frame_bytes(model).weights, bits_per_weight(model), _all_bits(model))
 
 
-def bits_per_weight(model: Any) -> float:
-    """Stored bits per weight of the modules that may be quantised, or are."""
-    found = [
-        module
-        for path, module in model.named_modules()
-        if not module.children() and ("scales" in module or model.quant_predicate(path, module))
-    ]
-    return 8 * sum(map(_nbytes, found)) / sum(map(_weights, found))
-
-
 def _all_bits(model: Any) -> float:
-    return 8 * _nbytes(model) / _all_weights(model)
+    return 8 * nbytes(model) / _all_weights(model)
 
 
 def _all_weights(model: Any) -> int:
-    return sum(_weights(module) for module in model.modules() if not module.children())
-
-
-def _nbytes(module: Any) -> int:
-    return sum(array.nbytes for array in named_arrays(module).values())
-
-
-def _weights(module: Any) -> int:
-    """Parameters that a module stands for, however it stores them."""
-    arrays = named_arrays(module)
-    if "scales" in module:
-        return arrays["weight"].size * 32 // module.bits
-    return sum(array.size for array in arrays.values())
+    return sum(num_weights(module) for module in model.modules() if not module.children())

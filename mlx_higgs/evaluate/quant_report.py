@@ -189,11 +189,11 @@ def _spoken(spoken: Spoken) -> dict[str, str]:
     cells = {
         "ended by themselves": f"{spoken.runs - spoken.unended} of {spoken.runs}",
         "  95 % interval of the share": f"{spoken.ended_low:.1%} to {spoken.ended_high:.1%}",
-        "length ratio": _number(spoken.length_ratio, ".3f"),
-        "median pitch, Hz": _number(spoken.f0_hz, ".1f"),
-        "  drift, semitones": _number(spoken.f0_drift_semitones, "+.2f"),
-        "voice similarity": _number(spoken.similarity, ".2f"),
-        "words wrong": _number(spoken.wer, ".1%"),
+        "length ratio": number(spoken.length_ratio, ".3f"),
+        "median pitch, Hz": number(spoken.f0_hz, ".1f"),
+        "  drift, semitones": number(spoken.f0_drift_semitones, "+.2f"),
+        "voice similarity": number(spoken.similarity, ".2f"),
+        "words wrong": number(spoken.wer, ".1%"),
     }
     if change:
         cells["  more than the reference, points"] = f"{change.points:+.1f}"
@@ -201,5 +201,6 @@ def _spoken(spoken: Spoken) -> dict[str, str]:
     return cells
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """For a table; a dash for what is not there."""
     return "-" if value is None else format(value, form)

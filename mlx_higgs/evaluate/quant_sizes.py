@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from ..footprint import bits_per_weight
 from ..loading import build_model, leaves
 from ..quantization import Plan, quantizable
 from ..recipes import Recipe, shipped
 from ..types import FRAME_RATE, InputError
-from ..weights import named_arrays
-from .quant_models import bits_per_weight
+from ..weights import nbytes
 from .reads import frame_bytes
 from .shapes import shape_config
 
@@ -74,8 +74,8 @@ def _size(name: str, config: dict, recipe: Recipe) -> Size:
         shape=name,
         recipe=recipe.name,
         bits=bits_per_weight(model),
-        disk=_nbytes(whole),
-        memory=_nbytes(model),
+        disk=nbytes(whole),
+        memory=nbytes(model),
         frame=read.weights,
         minute=read.at(MINUTE),
     )
@@ -105,10 +105,6 @@ def unread(config: dict, plan: Plan, *, text_head: bool = False) -> Any:
         quantized = modules[path].to_quantized(how.group_size, how.bits, how.mode)
         model.update_modules(tree_unflatten([(path, quantized)]))
     return model
-
-
-def _nbytes(model: Any) -> int:
-    return sum(array.nbytes for array in named_arrays(model).values())
 
 
 def show_sizes(found: Sequence[Size]) -> Iterator[str]:

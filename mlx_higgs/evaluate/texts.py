@@ -11,7 +11,7 @@ import numpy as np
 from .. import audio
 from ..text import read_text
 from ..types import SAMPLE_RATE, InputError
-from ..voices import SUFFIXES, reference
+from ..voices import clips_in, reference
 from .words import spoken_words
 
 NUMBER = re.compile(r"_\d+$")
@@ -76,12 +76,7 @@ def read_recordings(folder: Path) -> list[Recording]:
     Raises:
         InputError: no folder, no sound file in it, or one without its transcript.
     """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
-    clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not clips:
-        raise InputError(f"There is no sound file in {folder} (NAME.wav with NAME.txt).")
-    return [recording(clip) for clip in clips]
+    return [recording(clip) for clip in clips_in(folder)]
 
 
 def recording(clip: Path, transcript: str | None = None) -> Recording:

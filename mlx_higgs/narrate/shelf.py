@@ -13,7 +13,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -184,21 +184,19 @@ class Shelf:
             raise
 
 
-@contextmanager
-def shared_shelf(path: Path, ranks: Ranks) -> Iterator[Shelf]:
+def shared_shelf(path: Path, ranks: Ranks) -> AbstractContextManager[Shelf]:
     """A shelf held by rank 0, with the others as guests; none is left by a run that made nothing.
 
     Raises:
         InputError: as ``Shelf``, or a folder that not all ranks see.
     """
-    with ExitStack() as held:
-        shelf = None
-        with ranks.together():
-            if ranks.first:
-                shelf = held.enter_context(Shelf(path))
-                held.callback(shelf.remove_if_empty)
-        ranks.check_shared(path)
-        with ranks.together():
-            shelf = shelf or held.enter_context(Shelf(path, guest=True))
-        assert shelf is not None
-        yield shelf
+    return ranks.holding(path, lambda: _held(path), lambda: Shelf(path, guest=True))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[Shelf]:
+    with Shelf(path) as shelf:
+        try:
+            yield shelf
+        finally:
+            shelf.remove_if_empty()

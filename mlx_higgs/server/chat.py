@@ -90,16 +90,7 @@ class ChatRequest:
         for field, name in OWN_NAMES.items():
             if (value := getattr(self, field)) is not None:
                 check(name, value, field)
-        return settled(
-            defaults,
-            self.seed,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            ras_window=self.ras_win_len,
-            ras_max_repeats=self.ras_max_repeat,
-            max_frames=self.max_new_tokens,
-        )
+        return settled(defaults, self, max_frames=self.max_new_tokens)
 
 
 class ChatJob:

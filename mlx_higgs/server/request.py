@@ -103,22 +103,20 @@ class SpeechRequest:
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The checkpoint's defaults, with this request's choices and a seed."""
-        return settled(
-            defaults,
-            self.seed,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            ras_window=self.ras_win_len,
-            ras_max_repeats=self.ras_max_repeat,
-            max_frames=self.max_new_frames,
-            machine=self.machine,
-        )
+        return settled(defaults, self, max_frames=self.max_new_frames, machine=self.machine)
 
 
-def settled(defaults: SamplingParams, seed: int | None, **chosen: Any) -> SamplingParams:
-    """``defaults`` with what was chosen (None: nothing was), and with a seed."""
-    seed = secrets.randbelow(2**32) if seed is None else seed
+def settled(defaults: SamplingParams, request: Any, **more: Any) -> SamplingParams:
+    """``defaults`` with what a request of any kind chose (None: nothing was), and with a seed."""
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+    chosen = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "ras_window": request.ras_win_len,
+        "ras_max_repeats": request.ras_max_repeat,
+        **more,
+    }
     return replace(defaults, seed=seed, **{k: v for k, v in chosen.items() if v is not None})
 
 

@@ -29,6 +29,20 @@ MAX_PRESETS_BYTES = 4 << 20
 SHOWN = 20  # names in an error
 
 
+def clips_in(folder: Path) -> list[Path]:
+    """The sound files of a folder, in the order of their names.
+
+    Raises:
+        InputError: no folder, or no sound file in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not clips:
+        raise InputError(f"There is no sound file in {folder} (NAME.wav with NAME.txt).")
+    return clips
+
+
 class UnknownVoice(InputError):  # noqa: N818
     """A name that no folder has."""
 
